@@ -138,13 +138,13 @@ def environment():
         cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), commit=commit())
 
 # %% ../nbs/01_runs.ipynb #8d5a5366
-def run_folder(cfg, data):
-    "Where the run of `cfg` on the data with that hash lives."
-    return project()/"outputs"/"runs"/f"{cfg.method}-{cfg.dataset}-{cfg.arch}-s{cfg.seed}-{identity(cfg, data)[:12]}"
+def run_folder(cfg, data, root=None):
+    "Where the run of `cfg` on the data with that hash lives, in the project's outputs or under `root`."
+    return (root or project()/"outputs"/"runs")/f"{cfg.method}-{cfg.dataset}-{cfg.arch}-s{cfg.seed}-{identity(cfg, data)[:12]}"
 
-def open_run(cfg, data):
-    "The run's folder, locked, with its config and environment written down."
-    folder = run_folder(cfg, data)
+def open_run(cfg, data, root=None):
+    "The run's folder, locked, with its config written down."
+    folder = run_folder(cfg, data, root)
     lock(folder)
     preset = {key: PRESETS[cfg.preset][key] for key in ("source", "fidelity")}
     told = dict(config=asdict(cfg), identity=identity(cfg, data), data=data, departures=departures(cfg)) | preset

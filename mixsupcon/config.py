@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'TABLE1', 'PRESETS', 'RANGES', 'WORDS', 'Refusal', 'ConfigError', 'choose', 'Config', 'coerce', 'shares',
-           'checked', 'layered', 'configure', 'assigned', 'parameters', 'from_notebook', 'departures', 'identity',
-           'stream', 'project']
+           'checked', 'layered', 'configure', 'amended', 'assigned', 'parameters', 'from_notebook', 'departures',
+           'identity', 'stream', 'project']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import ast, difflib, hashlib, json, math, unicodedata
@@ -71,8 +71,8 @@ PRESETS = dict(
         simclr=dict(tau=.5, probe_lr=1.), ce=dict(epochs=500, lr=.8)),
     small=dict(
         source="the bundled digits in about a minute", fidelity="ours",
-        every=TABLE1 | dict(arch="resnet8", image_size=16, epochs=20, lr=.1, schedule="cosine", tau=.1, crop_min=.5, flip=0., gray=0.,
-                            probe_epochs=30)))
+        every=TABLE1 | dict(arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
+                            crop_min=.7, flip=0., jitter=.2, gray=0., probe_epochs=30, probe_lr=.5)))
 
 # %% ../nbs/00_config.ipynb #efbc0767
 def coerce(name, value, kind):
@@ -135,43 +135,48 @@ def configure(**given):
     given = {name: coerce(name, value, choose(kinds, name, "parameter")) for name, value in given.items() if value is not None}
     return checked(Config(**layered(given)))
 
-# %% ../nbs/00_config.ipynb #567bf25f
+# %% ../nbs/00_config.ipynb #39bcc774
+def amended(cfg, **given):
+    "`cfg` with what is given changed, and checked again."
+    return configure(**asdict(cfg) | {name: value for name, value in given.items() if value is not None})
+
+# %% ../nbs/00_config.ipynb #5b7e4d3a
 def assigned(source):
     "The names that a cell assigns, in order."
     return [n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
-# %% ../nbs/00_config.ipynb #15247c0b
+# %% ../nbs/00_config.ipynb #defaf462
 def parameters(names, known):
     "The values of `known` among a notebook's `globals()`; a parameter nobody knows is refused."
     cells = [source for source in names.get("In", []) if source.startswith("# Parameters")]
     for name in assigned(cells[-1] if cells else ""): choose(dict.fromkeys(known), name, "parameter")
     return {name: names[name] for name in known if name in names}
 
-# %% ../nbs/00_config.ipynb #defaf462
+# %% ../nbs/00_config.ipynb #e27bed3b
 def from_notebook(names):
     "The `Config` that a notebook's parameters ask for: pass `globals()`."
     return configure(**parameters(names, [f.name for f in fields(Config)]))
 
-# %% ../nbs/00_config.ipynb #32136244
+# %% ../nbs/00_config.ipynb #b094f68f
 def departures(cfg):
     "The fields in which `cfg` is not its preset, with both values."
     preset = layered(dict(method=cfg.method, dataset=cfg.dataset, preset=cfg.preset))
     free = {"seed", "data_dir", "download", "device", "save_seconds"}
     return {k: (preset[k], v) for k, v in asdict(cfg).items() if v != preset[k] and k not in free}
 
-# %% ../nbs/00_config.ipynb #43e0badb
+# %% ../nbs/00_config.ipynb #54f8662d
 def identity(cfg, data):
     "Sixty-four hexadecimal digits for `cfg` on the data whose hash is `data`."
     told = {k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "download", "save_seconds")}
     return hashlib.sha256(json.dumps(told | dict(data=data), sort_keys=True, allow_nan=False).encode()).hexdigest()
 
-# %% ../nbs/00_config.ipynb #5918eb30
+# %% ../nbs/00_config.ipynb #66204274
 def stream(seed, purpose, step=0):
     "The generator of all that is drawn for `purpose` at `step`."
     key = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
 
-# %% ../nbs/00_config.ipynb #92dae31d
+# %% ../nbs/00_config.ipynb #57a4f309
 def project():
     "The folder of `settings.ini` above the working directory, else the working directory."
     here = Path.cwd()

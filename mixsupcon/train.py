@@ -105,8 +105,10 @@ def train_epoch(cfg, learner, x, y, data, epoch):
 # %% ../nbs/08_train.ipynb #40822b65
 def to_terminal(text):
     "Writes `text` to the terminal that the process was started from, if there is one."
-    lines = "".join(f"\r{line:<79}\n" for line in text.splitlines())   # over papermill's bar
-    with suppress(OSError, io.UnsupportedOperation, AttributeError): os.write(sys.stderr.fileno(), lines.encode())
+    with suppress(OSError, io.UnsupportedOperation, AttributeError):
+        place = sys.stderr.fileno()
+        start = "\r\033[K" if os.isatty(place) else "\r"   # over papermill's bar
+        os.write(place, "".join(f"{start}{line:<79}\n" for line in text.splitlines()).encode())
 
 def tell(line, place=None):
     "Shows `line` on the terminal and in the notebook, there at `place` if given; returns its place."

@@ -52,6 +52,7 @@ def labelled(x, y, classes, part):
 def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None):
     "Checked `Data`; without mean and std, those of the training images."
     labelled(train_x, train_y, classes, "training"), labelled(test_x, test_y, classes, "test")
+    if len(classes) < 2: raise DataError(f"one class ({classes[0]}) leaves nothing to tell apart: at least two are needed")
     if train_x.shape[1:] != test_x.shape[1:]: raise DataError(f"training images are {tuple(train_x.shape[1:])}, test images {tuple(test_x.shape[1:])}")
     if mean is None:
         values = train_x.transpose(0, 1).flatten(1)   # (3, N H W)

@@ -46,7 +46,7 @@ def knn(train, train_y, test, classes, k, tau=None):
     for part in test.split(1024):
         near, index = (part @ train.T).topk(k) if tau else (-torch.cdist(part, train)).topk(k)
         weight = ((near - near[:, :1])/tau).exp() if tau else torch.ones_like(near)   # against the nearest: no overflow
-        votes = torch.zeros(len(part), classes, device=test.device).scatter_add_(1, train_y[index], weight)
+        votes = near.new_zeros(len(part), classes).scatter_add_(1, train_y[index], weight)
         out.append(votes.argmax(1))
     return torch.cat(out)
 
@@ -136,8 +136,10 @@ def knn_of(folder, data):
         held, rows = Held(folder, data), []
         for protocol, how in KNN.items():
             train, test = held.train_h, held.test_h
-            if protocol == "knn200": train, test = map(held.net.head, (train, test))
-            with torch.no_grad(): rows.append(accuracy(protocol, knn(train, held.train_y, test, held.classes, **how), held.test_y))
+            if protocol == "knn200":
+                if METHODS[held.cfg.method].head != "mlp": continue   # a classifier has no projection to look at
+                with torch.no_grad(): train, test = map(held.net.head, (train, test))
+            rows.append(accuracy(protocol, knn(train, held.train_y, test, held.classes, **how), held.test_y))
         return dict(net=held.weights, rows=rows)
     return once(folder, "knn", make)
 

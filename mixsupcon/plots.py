@@ -9,7 +9,7 @@ __all__ = ['STYLE', 'panels', 'saved', 'colours', 'sources', 'views_and_mixtures
 # %% ../nbs/11_plots.ipynb #b3139efe
 import matplotlib.pyplot as plt
 import numpy as np, seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .augment import draw_views, views
 from .config import stream
@@ -19,17 +19,17 @@ from .runs import read_json, read_log
 
 # %% ../nbs/11_plots.ipynb #040c4b4e
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
-         "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight"}
+         "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}
 
+@plt.rc_context(STYLE)
 def panels(rows=1, columns=1, width=3.4, height=2.6, **kwargs):
     "A figure of our style and its axes; inches are per panel."
-    with plt.rc_context(STYLE):
-        fig = Figure(figsize=(width*columns, height*rows), layout="constrained", dpi=STYLE["figure.dpi"])
-        return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+    return plt.subplots(rows, columns, figsize=(width*columns, height*rows), layout="constrained", squeeze=False, **kwargs)
 
 def saved(fig, path=None):
-    "The figure, now also at `path`."
-    if path: fig.savefig(path, dpi=STYLE["savefig.dpi"], bbox_inches="tight")
+    "The figure, now also at `path`; a notebook shows it once, where it is returned."
+    plt.close(fig)
+    if path: fig.savefig(path, dpi=200, bbox_inches="tight")
     return fig
 
 def colours(n):
@@ -38,10 +38,11 @@ def colours(n):
 
 # %% ../nbs/11_plots.ipynb #bd959690
 def sources(w, names):
-    "A mixing row in words: `.63 cat + .37 dog`."
+    "A mixing row in words, the largest share first."
     top = w.topk(min(2, len(w)))
-    return "\n+ ".join(f"{v:.2f} {names[i]}".lstrip("0") for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > .005)
+    return "\n".join(f"{names[i]} {v:.0%}" for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > .005)
 
+@plt.rc_context(STYLE)
 def views_and_mixtures(cfg, data, path=None, n=8):
     "Views and mixtures of the first images of a run, with their weights."
     x, y = data.train_x[:cfg.batch_size], data.train_y[:cfg.batch_size]
@@ -57,6 +58,7 @@ def views_and_mixtures(cfg, data, path=None, n=8):
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #1178ed9f
+@plt.rc_context(STYLE)
 def curves(folder, path=None):
     "Training loss and learning rate by epoch, and the probe's accuracy if there is one."
     rows, linear = read_log(folder), folder/"linear.json"
@@ -64,24 +66,26 @@ def curves(folder, path=None):
     epochs = [row["epoch"] for row in rows]
     for ax, key, name in zip(axes[0], ("loss", "lr"), ("training loss", "learning rate")):
         ax.plot(epochs, [row[key] for row in rows], color=colours(1)[0])
-        ax.set(xlabel="epoch", title=name, ylim=(0, None) if key == "lr" else None)
+        ax.set(xlabel="epoch", title=name)
     curve = read_json(linear)["curve"] if linear.exists() else []
     axes[0, 2].plot(range(1, len(curve) + 1), [100*v for v in curve], color=colours(2)[1])
     axes[0, 2].set(xlabel="probe epoch", title="linear probe, test accuracy (%)")
-    for ax in axes[0]: sns.despine(ax=ax)
+    for ax in axes[0]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #230b626d
+@plt.rc_context(STYLE)
 def probe_curves(results, path=None):
     "Test accuracy after each epoch of the linear probes `{name: result}`."
     fig, axes = panels(1, 1, 3.4, 2.4)
     for (name, result), colour in zip(results.items(), colours(len(results))):
         axes[0, 0].plot(range(1, len(result["curve"]) + 1), [100*v for v in result["curve"]], color=colour, label=f"{name}: {result['curve'][-1]:.1%}")
     axes[0, 0].set(xlabel="probe epoch", ylabel="test accuracy (%)")
-    axes[0, 0].legend(frameon=False), sns.despine(ax=axes[0, 0])
+    axes[0, 0].legend(frameon=False)
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #81f4f9f7
+@plt.rc_context(STYLE)
 def confusion(result, path=None):
     "The confusion matrix of a linear result, in images."
     matrix, classes = np.array(result["confusion"]), result["classes"]
@@ -95,6 +99,7 @@ def confusion(result, path=None):
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #1708f8d3
+@plt.rc_context(STYLE)
 def picture(results, path=None):
     "t-SNE panels of `{name: result}`, with the numbers that the pictures stand for."
     fig, axes = panels(1, len(results), 3.2, 3.1)
@@ -104,5 +109,6 @@ def picture(results, path=None):
             ax.scatter(*xy[y == i].T, s=max(1, min(12, 4000/len(xy))), color=colour, linewidths=0, label=classes[i])
             if len(classes) <= 20 and (y == i).any(): ax.annotate(classes[i], np.median(xy[y == i], 0), ha="center", va="center", fontsize=8, weight="bold",
                                                                   bbox=dict(boxstyle="round,pad=.15", fc="white", ec=colour, alpha=.8))
+        sns.despine(ax=ax, left=True, bottom=True)
         ax.set(xticks=[], yticks=[], title=f"{name}\nsilhouette {result['rows'][0]['value']:.2f}, knn20 {result['knn20']:.1%}")
     return saved(fig, path)

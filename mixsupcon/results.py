@@ -11,6 +11,7 @@ import pandas as pd
 
 from .config import configure, project
 from .data import fingerprint, load_data
+from .methods import METHODS
 from .runs import RunError, read_config, read_json, write_json
 from .train import clock, pretrain, to_terminal
 
@@ -55,12 +56,12 @@ def data_of(folder):
     return data
 
 def latest(dataset, root=None):
-    "The latest trained run of each method on a data set, alphabetically."
+    "The latest trained run of each method on a data set, in the methods' order."
     found = {}
     for folder in trained(root):
         cfg = read_config(folder)
         if cfg.dataset == dataset: found.setdefault(cfg.method, folder)
-    return dict(sorted(found.items()))
+    return {method: found[method] for method in METHODS if method in found}
 
 # %% ../nbs/10_results.ipynb #d2f3d27a
 def finished(root=None):

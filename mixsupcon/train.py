@@ -169,7 +169,8 @@ def pretrain(cfg, data, root=None):
     checked_names(cfg)
     device, print_ = device_of(cfg), fingerprint(data)
     folder = open_run(cfg, print_, root)
-    if not (folder/"training.json").exists():
+    if (folder/"training.json").exists(): tell("trained before: the weights in the run folder are used")
+    else:
         visit(folder)
         learner = Learner(cfg, data, device)
         told = dict(identity=identity(cfg, print_), config=asdict(cfg), data=print_)

@@ -1,0 +1,106 @@
+"Vectorised code against naive double loops in float64, written from the formulas by somebody who had not seen it."
+from itertools import product
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from mixsupcon.augment import hue, resampler
+from mixsupcon.evaluate import knn
+from mixsupcon.losses import SIMILARITIES, contrastive, supcon
+from mixsupcon.mixers import cutmix
+from mixsupcon.train import learning_rate
+
+
+def batch(seed, m, d, c, hard=False):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(m, d))
+    t = np.eye(c)[rng.integers(c, size=m)] if hard else rng.dirichlet(np.full(c, .3), size=m)
+    return z, t
+
+
+@pytest.mark.parametrize("m,d,c", [(2, 3, 2), (5, 4, 3), (12, 8, 4), (17, 2, 17)])
+def test_contrastive(m, d, c):
+    "Every combination of the switches, on soft and on hard labels, at temperatures from sharp to flat."
+    switches = product(("row", "global"), ("pairs", "anchor"), SIMILARITIES, ("skip", "zero"), (False, True), (.05, .5), (False, True))
+    for seed, (denominator, normalizer, label_sim, empty, include_self, tau, hard) in enumerate(switches):
+        z, t = batch(seed, m, d, c, hard)
+        ours = contrastive(torch.tensor(z), torch.tensor(t), tau, denominator, normalizer, label_sim, empty, include_self)
+        theirs = oracle.contrastive(z, t, tau, denominator, normalizer, label_sim, empty, include_self)
+        assert abs(ours.item() - theirs) < 1e-10, (denominator, normalizer, label_sim, empty, include_self, tau, hard)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_special_cases(seed):
+    "SupCon for any batch by anchors; by pairs when balanced and only then; NT-Xent for identities; the gap of the global denominator."
+    z, _ = batch(seed, 12, 6, 3)
+    balanced, lopsided = np.arange(12) % 3, np.array([0]*7 + [1]*3 + [2]*2)
+    value = lambda y, **how: supcon(torch.tensor(z), torch.tensor(y), .1, **how).item()
+    for y in (balanced, lopsided):
+        assert abs(value(y) - oracle.supcon(z, y, .1)) < 1e-10
+    assert abs(value(balanced, normalizer="pairs") - oracle.supcon(z, balanced, .1)) < 1e-10
+    assert abs(value(lopsided, normalizer="pairs") - oracle.supcon(z, lopsided, .1)) > 1e-4
+    for normalizer in ("pairs", "anchor"):
+        assert abs(value(np.tile(np.arange(6), 2), normalizer=normalizer) - oracle.ntxent(z[:6], z[6:], .1)) < 1e-10
+    phi = np.array(oracle.label_similarity(np.eye(3)[lopsided]))
+    np.fill_diagonal(phi, 0)
+    gap = value(lopsided, normalizer="pairs", denominator="global") - value(lopsided, normalizer="pairs")
+    assert abs(gap - oracle.gap(z, phi, .1)) < 1e-10
+
+
+def test_printed_equations_are_constant():
+    for m in (4, 32):
+        assert abs(oracle.as_printed(*batch(m, m, 5, 3), .07) - np.log(m*(m - 1))) < 1e-10
+
+
+def test_cutmix():
+    "The realised weight is one minus the share of changed pixels, counted."
+    rng = torch.Generator().manual_seed(0)
+    xa, xb = torch.rand(2, 200, 3, 11, 16, generator=rng)
+    mixed, share = cutmix(xa, xb, torch.rand(200, generator=rng), rng)
+    for i in range(200):
+        assert abs(share[i].item() - oracle.share(xa[i].numpy(), xb[i].numpy(), mixed[i].numpy())) < 1e-6
+    lam, size = torch.linspace(0, 1, 40), (11, 16)
+    from mixsupcon.mixers import boxes
+    drawn = torch.stack(boxes(lam, size, torch.Generator().manual_seed(1)), 1)
+    again = torch.Generator().manual_seed(1)
+    centres = [torch.randint(side, lam.shape, generator=again) for side in size]
+    for i in range(40):
+        top, bottom, left, right = oracle.cutmix_box(*size, lam[i].double().item(), centres[0][i].item(), centres[1][i].item())
+        assert drawn[i].tolist() == [top, bottom, left, right]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_knn(seed):
+    "Ties included: coarse coordinates make many."
+    rng = np.random.default_rng(seed)
+    train, test, y = rng.normal(size=(40, 3)), rng.normal(size=(25, 3)), rng.integers(4, size=40)
+    as_torch = [torch.tensor(v) for v in (train, y, test)]
+    assert knn(*as_torch, 4, 5).tolist() == list(oracle.knn5(train, y, test))
+    for k, tau in ((20, .07), (200, .1)):
+        assert knn(*as_torch, 4, k, tau).tolist() == list(oracle.knn_weighted(train, y, test, min(k, 40), tau, 4))
+
+
+def test_knn_ties_go_to_the_smallest_label():
+    train, y = np.array([[0.], [1], [2], [3], [4]]), np.array([3, 1, 3, 1, 2])
+    assert oracle.knn5(train, y, np.array([[2.]]))[0] == 1 == knn(torch.tensor(train), torch.tensor(y), torch.tensor([[2.]]).double(), 4, 5).item()
+
+
+def test_schedule():
+    for epochs, milestones, rate, words in ((1000, (700, 800, 900), .1, ".7 .8 .9"), (100, (60, 75, 90), .2, ".6 .75 .9"), (500, (350, 400, 450), .1, ".7 .8 .9")):
+        for epoch in range(1, epochs + 1):
+            ours = learning_rate(epoch, 0, epochs, .05, "step", words, rate)
+            assert abs(ours - oracle.step_lr(epoch, .05, milestones, rate)) < 1e-15, epoch
+
+
+def test_resampling():
+    for start, length, out, size in ((0, 32, 32, 32), (5, 20, 32, 32), (3, 61, 24, 64), (10, 1, 8, 16)):
+        ours = resampler(torch.tensor([start]), torch.tensor([length]), out, size)[0]
+        assert np.abs(ours.numpy() - np.array(oracle.crop_weights(start, length, out, size))).max() < 1e-5
+
+
+def test_hue():
+    rng = np.random.default_rng(0)
+    for rgb, shift in zip(rng.random((50, 3)), rng.uniform(-.5, .5, 50)):
+        ours = hue(torch.tensor(rgb)[None, :, None, None], torch.tensor(shift)).flatten()
+        assert np.abs(ours.numpy() - np.array(oracle.hsv_hue_shift(rgb, shift))).max() < 1e-6

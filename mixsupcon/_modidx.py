@@ -149,6 +149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mixsupcon.runs.write': ('runs.html#write', 'mixsupcon/runs.py'),
                                 'mixsupcon.runs.write_json': ('runs.html#write_json', 'mixsupcon/runs.py')},
             'mixsupcon.train': { 'mixsupcon.train.Learner': ('train.html#learner', 'mixsupcon/train.py'),
+                                 'mixsupcon.train.Learner.__call__': ('train.html#learner.__call__', 'mixsupcon/train.py'),
                                  'mixsupcon.train.Learner.__init__': ('train.html#learner.__init__', 'mixsupcon/train.py'),
                                  'mixsupcon.train.Learner.load': ('train.html#learner.load', 'mixsupcon/train.py'),
                                  'mixsupcon.train.Learner.tensors': ('train.html#learner.tensors', 'mixsupcon/train.py'),

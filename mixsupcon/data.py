@@ -126,7 +126,8 @@ def cifar(source, mean, std, data_dir, image_size, download):
     root, name = Path(data_dir), source.__name__
     if not any((root/place).exists() for place in (source.base_folder, source.filename)):
         if download == "never": raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir FOLDER where {source.filename} or {source.base_folder} lies")
-        download_url(source.url, root, source.filename, source.tgz_md5)
+        try: download_url(source.url, root, source.filename, source.tgz_md5)
+        except (OSError, RuntimeError) as error: raise DataError(f"{source.url} could not be fetched ({error}): fetch it by other means into {root}") from None
     try: files = members(root, source)
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{name} in {root} is damaged or incomplete ({error}): delete it and pass -p download missing") from None

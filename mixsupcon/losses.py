@@ -20,13 +20,12 @@ SIMILARITIES = dict(
 # %% ../nbs/05_losses.ipynb #29875852
 def log_probability(z, tau, denominator="row", include_self=False):
     "Ψ (M, M): the log-probability of each pair; 0 for the pairs left out."
-    with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1, eps=1e-12)
-        logits = z @ z.T/tau
-        out = torch.eye(len(z), dtype=torch.bool, device=z.device) & (not include_self)
-        pool = logits.masked_fill(out, -torch.inf)
-        total = pool.logsumexp(1, keepdim=True) if denominator == "row" else pool.flatten().logsumexp(0)
-        return (logits - total).masked_fill(out, 0)
+    z = F.normalize(z, dim=1, eps=1e-12)
+    logits = z @ z.T/tau
+    out = torch.eye(len(z), dtype=torch.bool, device=z.device) & (not include_self)
+    pool = logits.masked_fill(out, -torch.inf)
+    total = pool.logsumexp(1, keepdim=True) if denominator == "row" else pool.flatten().logsumexp(0)
+    return (logits - total).masked_fill(out, 0)
 
 # %% ../nbs/05_losses.ipynb #6e015f85
 def pair_weights(phi, normalizer="pairs", empty="skip"):
@@ -40,11 +39,13 @@ def pair_weights(phi, normalizer="pairs", empty="skip"):
 # %% ../nbs/05_losses.ipynb #706ce795
 def contrastive(z, t, tau=.07, denominator="row", normalizer="pairs", label_sim="dot", empty="skip", include_self=False, base_tau=None):
     "The contrastive loss of embeddings `z` (M, D) with label rows `t` (M, C)."
-    psi = log_probability(z, tau, denominator, include_self)
-    phi = choose(SIMILARITIES, label_sim, "label_sim")(t.to(psi))
-    if not include_self: phi = phi - torch.diag(phi.diag())
-    scale = tau/base_tau if base_tau else 1.   # official SupCon scales by tau/.07; under SGD that is a learning rate
-    return -scale*(pair_weights(phi, normalizer, empty)*psi).sum()
+    with torch.autocast(z.device.type, enabled=False):
+        z = z if z.dtype == torch.float64 else z.float()
+        psi = log_probability(z, tau, denominator, include_self)
+        phi = choose(SIMILARITIES, label_sim, "label_sim")(t.to(z))
+        if not include_self: phi = phi - torch.diag(phi.diag())
+        scale = tau/base_tau if base_tau else 1.   # official SupCon scales by tau/.07; under SGD that is a learning rate
+        return -scale*(pair_weights(phi, normalizer, empty)*psi).sum()
 
 # %% ../nbs/05_losses.ipynb #ffa0ee6e
 def supcon(z, y=None, tau=.07, normalizer="anchor", **switches):

@@ -37,7 +37,7 @@ def contrast(net, v1, v2, t, mixed, cfg):
 def classify(net, v1, v2, t, mixed, cfg):
     "One view, its class."
     x, w = mixed(v1, v1)
-    return F.cross_entropy(net(x).float(), w @ t)      # (N, classes) against mixed labels
+    return F.cross_entropy(net(x), w @ t)              # (N, classes) against mixed labels
 
 # %% ../nbs/07_methods.ipynb #fecc2025
 class Method(NamedTuple):

@@ -40,7 +40,7 @@ def device_of(cfg):
     return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 def half(cfg, device):
-    "Autocast to bfloat16 if asked for, or by default on a GPU."
+    "Autocast to bfloat16 if asked for, or by default on a GPU; for the network only, never for views, mixing or loss."
     wanted = cfg.precision == "bfloat16" or (cfg.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
@@ -53,7 +53,11 @@ class Learner:
         net = make_net(cfg.arch, data.train_x.shape[-1], method.head, out, cfg.seed)
         self.net = net.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(net.parameters(), cfg.lr, momentum=.9, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
-        self.run = torch.compile(self.net) if cfg.compile == "on" else self.net
+        self.fast, self.half = torch.compile(self.net) if cfg.compile == "on" else self.net, half(cfg, device)
+
+    def __call__(self, x):
+        "The network's output in float32, however it was computed."
+        with self.half: return self.fast(x).float()
 
     def tensors(self):
         "All its tensors, by name."
@@ -76,12 +80,11 @@ class NonFinite(Refusal):
 
 def step_loss(cfg, learner, x, y, data, step):
     "The loss of one batch of uint8 images, its views and mixing drawn for `step`."
-    device, size = x.device, x.shape[-2:]
     def view(purpose):
-        drawn = draw_views(len(x), size, stream(cfg.seed, purpose, step), cfg.crop_min, cfg.flip, cfg.jitter, cfg.gray)
+        drawn = draw_views(len(x), x.shape[-2:], stream(cfg.seed, purpose, step), cfg.crop_min, cfg.flip, cfg.jitter, cfg.gray)
         return views(x, drawn, data.mean, data.std).contiguous(memory_format=torch.channels_last)
     v1, v2 = view("view 1"), view("view 2") if METHODS[cfg.method].views == 2 else None
-    with half(cfg, device): return loss_of(cfg, learner.run, v1, v2, y, len(data.classes), stream(cfg.seed, "mix", step))
+    return loss_of(cfg, learner, v1, v2, y, len(data.classes), stream(cfg.seed, "mix", step))
 
 # %% ../nbs/08_train.ipynb #731d78bd
 def train_epoch(cfg, learner, x, y, data, epoch):

@@ -133,6 +133,17 @@ def test_words_in_the_comments():
     assert set(WORDS["label_sim"]) == {*losses.SIMILARITIES, "instance"}
 
 
+def test_the_readme_runs():
+    "Its Python, as written, top to bottom; and it names no file that is not there."
+    text = (ROOT/"README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks) + "\nassert features.grad.abs().sum() > 0 and loss.isfinite()"], capture_output=True, text=True)
+    assert len(blocks) >= 2 and done.returncode == 0, done.stderr
+    links = re.findall(r"\]\((nbs/[^)]*)\)", text)
+    assert links and all((ROOT/link).exists() for link in links)
+    assert {path.stem for path in NOTEBOOKS} <= {Path(link).stem for link in links}, "the map leaves out a notebook"
+
+
 def test_nothing_is_unpickled_or_shelled():
     "The one pickle that is read goes through an unpickler that can only build arrays."
     risky = re.compile(r"torch\.load|pickle\.loads?\(|allow_pickle|yaml\.load|(?<!\.)\beval\(|(?<!\.)\bexec\(|shell=True|extractall|os\.system")

@@ -16,6 +16,7 @@ from .config import stream
 from .methods import METHODS
 from .mixers import mix
 from .runs import read_json, read_log
+from .train import batches_of
 
 # %% ../nbs/11_plots.ipynb #040c4b4e
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -45,7 +46,8 @@ def sources(w, names):
 @plt.rc_context(STYLE)
 def views_and_mixtures(cfg, data, path=None, n=8):
     "Views and mixtures of the first images of a run, with their weights."
-    x, y = data.train_x[:cfg.batch_size], data.train_y[:cfg.batch_size]
+    first = batches_of(cfg, len(data.train_x), 1)[0]
+    x, y = data.train_x[first], data.train_y[first]
     see = lambda purpose: views(x, draw_views(len(x), x.shape[-2:], stream(cfg.seed, purpose, 0), cfg.crop_min, cfg.flip, cfg.jitter, cfg.gray), (0,)*3, (1,)*3)
     v1, v2 = see("view 1"), see("view 2" if METHODS[cfg.method].views == 2 else "view 1")
     mixed, w = mix(v1, v2, stream(cfg.seed, "mix", 0), cfg.mixer, cfg.alpha, cfg.lam_per, cfg.partner)

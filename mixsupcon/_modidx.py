@@ -31,6 +31,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mixsupcon.config.layered': ('config.html#layered', 'mixsupcon/config.py'),
                                   'mixsupcon.config.parameters': ('config.html#parameters', 'mixsupcon/config.py'),
                                   'mixsupcon.config.project': ('config.html#project', 'mixsupcon/config.py'),
+                                  'mixsupcon.config.refused': ('config.html#refused', 'mixsupcon/config.py'),
                                   'mixsupcon.config.shares': ('config.html#shares', 'mixsupcon/config.py'),
                                   'mixsupcon.config.stream': ('config.html#stream', 'mixsupcon/config.py')},
             'mixsupcon.data': { 'mixsupcon.data.Arrays': ('data.html#arrays', 'mixsupcon/data.py'),
@@ -172,4 +173,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mixsupcon.train.tell': ('train.html#tell', 'mixsupcon/train.py'),
                                  'mixsupcon.train.to_terminal': ('train.html#to_terminal', 'mixsupcon/train.py'),
                                  'mixsupcon.train.train': ('train.html#train', 'mixsupcon/train.py'),
-                                 'mixsupcon.train.train_epoch': ('train.html#train_epoch', 'mixsupcon/train.py')}}}
+                                 'mixsupcon.train.train_epoch': ('train.html#train_epoch', 'mixsupcon/train.py'),
+                                 'mixsupcon.train.view_of': ('train.html#view_of', 'mixsupcon/train.py')}}}

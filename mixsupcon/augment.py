@@ -86,8 +86,8 @@ def draw_views(n, size, gen, crop_min, flip, jitter, gray):
     "The draw of `n` views of images of `size` (H, W)."
     chance = lambda p: torch.rand(n, generator=gen) < p
     boxes, mirrored, order = crop_boxes(n, size, (crop_min, 1.), gen), chance(flip), torch.rand(n, 4, generator=gen).argsort(1)
-    swing = (2*torch.rand(n, 4, generator=gen) - 1)*jitter
-    return Draw(boxes, mirrored, order, swing*torch.tensor([1, 1, 1, .25]) + torch.tensor([1., 1, 1, 0]), chance(.8*(jitter > 0)), chance(gray))
+    swing = (2*torch.rand(n, 4, generator=gen) - 1)*jitter*torch.tensor([1, 1, 1, .25])
+    return Draw(boxes, mirrored, order, swing + torch.tensor([1., 1, 1, 0]), chance(.8*(jitter > 0)), chance(gray))
 
 # %% ../nbs/03_augment.ipynb #5fc5bea3
 def normalised(x, mean, std):

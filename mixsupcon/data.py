@@ -40,8 +40,8 @@ class Data(NamedTuple):
 def labelled(x, y, classes, part):
     "Refuses images or labels that are not what the rest of the house expects."
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
-        broken = x.is_floating_point() and not x.isfinite().all()
-        raise DataError(f"{part} images must be uint8 of shape (N, 3, H, W), not {str(x.dtype)[6:]} of {tuple(x.shape)}{', with NaN or infinity among them' if broken else ''}")
+        broken = ", with NaN or infinity among them" if x.is_floating_point() and not x.isfinite().all() else ""
+        raise DataError(f"{part} images must be uint8 of shape (N, 3, H, W), not {str(x.dtype)[6:]} of {tuple(x.shape)}{broken}")
     if len(x) == 0: raise DataError(f"{part} has no images")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         raise DataError(f"{part} labels must be int64 of shape ({len(x)},), not {str(y.dtype)[6:]} of {tuple(y.shape)}")
@@ -53,7 +53,8 @@ def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None):
     "Checked `Data`; without mean and std, those of the training images."
     labelled(train_x, train_y, classes, "training"), labelled(test_x, test_y, classes, "test")
     if len(classes) < 2: raise DataError(f"one class ({classes[0]}) leaves nothing to tell apart: at least two are needed")
-    if train_x.shape[1:] != test_x.shape[1:]: raise DataError(f"training images are {tuple(train_x.shape[1:])}, test images {tuple(test_x.shape[1:])}")
+    shapes = tuple(train_x.shape[1:]), tuple(test_x.shape[1:])
+    if shapes[0] != shapes[1]: raise DataError("training images are {}, test images {}: pass -p image_size".format(*shapes))
     if mean is None:
         values = train_x.transpose(0, 1).flatten(1)   # (3, N H W)
         levels = torch.stack([torch.bincount(v, minlength=256) for v in values]).double()
@@ -125,9 +126,11 @@ def cifar(source, mean, std, data_dir, image_size, download):
     "CIFAR as torchvision publishes it, from `data_dir`."
     root, name = Path(data_dir), source.__name__
     if not any((root/place).exists() for place in (source.base_folder, source.filename)):
-        if download == "never": raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir FOLDER where {source.filename} or {source.base_folder} lies")
+        if download == "never":
+            raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir FOLDER that holds {source.filename}")
         try: download_url(source.url, root, source.filename, source.tgz_md5)
-        except (OSError, RuntimeError) as error: raise DataError(f"{source.url} could not be fetched ({error}): fetch it by other means into {root}") from None
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{source.url} could not be fetched ({error}): put it into {root} by other means") from None
     try: files = members(root, source)
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{name} in {root} is damaged or incomplete ({error}): delete it and pass -p download missing") from None
@@ -141,7 +144,8 @@ def cifar(source, mean, std, data_dir, image_size, download):
 def listing(root):
     "The image files of both parts with their labels, and the classes."
     for part in ("train", "test"):
-        if not (root/part).is_dir(): raise DataError(f"{root/part} is missing: a folder data set has train/<class>/* and test/<class>/*")
+        if not (root/part).is_dir():
+            raise DataError(f"{root/part} is missing: a folder data set has train/<class>/* and test/<class>/*")
     try:
         classes, numbers = find_classes(root/"train")
         extra = set(find_classes(root/"test")[0]) - set(classes)
@@ -159,7 +163,7 @@ def decoded(path, image_size):
 def stacked(files, image_size):
     "Images and labels of a list of (path, label)."
     if not files: return torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-    with ThreadPoolExecutor() as pool: images = list(pool.map(partial(decoded, image_size=image_size), [path for path, _ in files]))
+    with ThreadPoolExecutor() as pool: images = list(pool.map(lambda file: decoded(file[0], image_size), files))
     for image, (path, _) in zip(images, files):
         if image.shape != images[0].shape:
             sides = "x".join(map(str, image.shape[1:])), "x".join(map(str, images[0].shape[1:]))

@@ -63,8 +63,10 @@ def linear_probe(train_h, train_y, test_h, test_y, classes, cfg):
     for epoch in range(1, cfg.probe_epochs + 1):
         h = train_h(epoch)   # (N, F)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch, 0, cfg.probe_epochs, cfg.probe_lr, cfg.probe_schedule, cfg.probe_milestones, cfg.probe_decay)
-        for rows in torch.randperm(len(h), generator=stream(cfg.seed, "probe order", epoch)).to(h.device).split(cfg.probe_batch_size):
+            group["lr"] = learning_rate(
+                epoch, 0, cfg.probe_epochs, cfg.probe_lr, cfg.probe_schedule, cfg.probe_milestones, cfg.probe_decay)
+        order = torch.randperm(len(h), generator=stream(cfg.seed, "probe order", epoch)).to(h.device)
+        for rows in order.split(cfg.probe_batch_size):
             optimizer.zero_grad()
             F.cross_entropy(layer(h[rows]), train_y[rows]).backward()
             optimizer.step()
@@ -78,7 +80,7 @@ def tsne(h, seed):
     "A plane picture (N, 2) of features (N, F)."
     h = F.normalize(h, dim=1).cpu().double().numpy()
     h = PCA(min(50, *h.shape), random_state=seed).fit_transform(h)
-    return TSNE(perplexity=min(30, (len(h) - 1)/3), init="pca", random_state=seed).fit_transform(h)
+    return TSNE(perplexity=min(30, (len(h) - 1)/3), init="pca", random_state=seed).fit_transform(h).astype(float)
 
 def silhouette(h, y):
     "How much closer unit features are to their own class than to the next: -1 to 1."
@@ -122,10 +124,12 @@ def probed(run, probe):
         drawn = draw_views(len(data.train_x), size, stream(probe.seed, "probe view", epoch), probe.crop_min, probe.flip, 0., 0.)
         return embed(run.net.encoder, data.train_x, data.mean, data.std, drawn)
     curve, predicted = linear_probe(train_h, run.train_y, run.test_h, run.test_y, run.classes, probe)
-    rows = [accuracy("lin_supcontrast", predicted, run.test_y), record("lin_supcontrast", "accuracy", max(curve), len(run.test_y), "best_test")]
+    rows = [accuracy("lin_supcontrast", predicted, run.test_y),
+            record("lin_supcontrast", "accuracy", max(curve), len(run.test_y), "best_test")]
     if METHODS[run.cfg.method].head == "linear": rows.append(accuracy("own_head", run.net.head(run.test_h).argmax(1), run.test_y))
     matrix = confusion_matrix(run.test_y.cpu(), predicted.cpu(), labels=range(run.classes))
-    return dict(net=run.weights, probe=probe_fields(probe), rows=rows, curve=curve, confusion=matrix.tolist(), classes=data.classes)
+    return dict(net=run.weights, probe=probe_fields(probe), rows=rows, curve=curve,
+                confusion=matrix.tolist(), classes=data.classes)
 
 def linear_of(run, probe=None):
     "The linear results of a run, by its own probe or by that of another config."
@@ -155,5 +159,5 @@ def tsne_of(run):
         near = knn(run.train_h, run.train_y, run.test_h, run.classes, **KNN["knn20"])
         rows = [record("tsne", "silhouette", silhouette(run.test_h, run.test_y), len(xy))]
         return dict(net=run.weights, rows=rows, knn20=accuracy("knn20", near, run.test_y)["value"],
-                    xy=[[round(float(v), 3) for v in point] for point in xy], y=run.data.test_y.tolist(), classes=run.data.classes)
+                    xy=xy.round(3).tolist(), y=run.data.test_y.tolist(), classes=run.data.classes)
     return once(run.folder, "tsne", make)

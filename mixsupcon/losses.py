@@ -37,7 +37,8 @@ def pair_weights(phi, normalizer="pairs", empty="skip"):
     return phi/mass.clamp(min=tiny)/anchors
 
 # %% ../nbs/05_losses.ipynb #706ce795
-def contrastive(z, t, tau=.07, denominator="row", normalizer="pairs", label_sim="dot", empty="skip", include_self=False, base_tau=None):
+def contrastive(z, t, tau=.07, denominator="row", normalizer="pairs", label_sim="dot", empty="skip",
+                include_self=False, base_tau=None):
     "The contrastive loss of embeddings `z` (M, D) with label rows `t` (M, C)."
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
@@ -50,10 +51,11 @@ def contrastive(z, t, tau=.07, denominator="row", normalizer="pairs", label_sim=
 # %% ../nbs/05_losses.ipynb #ffa0ee6e
 def supcon(z, y=None, tau=.07, normalizer="anchor", **switches):
     "SupCon for hard, soft or no labels: `z` (M, D) or (N, views, D), `y` (N,) ids or (N, C) rows."
-    n, copies = len(z), z.shape[1] if z.ndim == 3 else 1
     if z.ndim not in (2, 3): raise ValueError(f"z must be (M, D) or (N, views, D), not {tuple(z.shape)}")
+    n, copies = len(z), z.shape[1] if z.ndim == 3 else 1
     if y is None: y = torch.arange(n, device=z.device)
-    if y.ndim not in (1, 2) or len(y) != n: raise ValueError(f"y must be ({n},) class ids or ({n}, C) label rows, not {tuple(y.shape)}")
+    if y.ndim not in (1, 2) or len(y) != n:
+        raise ValueError(f"y must be ({n},) class ids or ({n}, C) label rows, not {tuple(y.shape)}")
     t = y if y.ndim == 2 else (y[:, None] == y.unique()).to(z)
     z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 3 else z
     return contrastive(z, t.repeat(copies, 1), tau, normalizer=normalizer, **switches)

@@ -30,9 +30,9 @@ def by_class(y, classes):
 def contrast(net, v1, v2, t, mixed, cfg):
     "All views in one pot, each against every other."
     (xa, wa), (xb, wb) = mixed(v1, v2), mixed(v2, v1)
-    z = net(torch.cat([xa, xb]))                       # (2N, D)
+    z, w = net(torch.cat([xa, xb])), torch.cat([wa, wb])   # (2N, D), (2N, N)
     label_sim = "dot" if cfg.label_sim == "instance" else cfg.label_sim
-    return contrastive(z, torch.cat([wa, wb]) @ t, cfg.tau, cfg.denominator, cfg.normalizer, label_sim, cfg.empty, cfg.include_self == "yes", cfg.base_tau)
+    return contrastive(z, w @ t, cfg.tau, cfg.denominator, cfg.normalizer, label_sim, cfg.empty, cfg.include_self == "yes", cfg.base_tau)
 
 def classify(net, v1, v2, t, mixed, cfg):
     "One view, its class."
@@ -64,7 +64,8 @@ def checked_names(cfg):
     method = choose(METHODS, cfg.method, "method")
     for table, field in [(BACKBONES, "arch"), (MIXERS, "mixer"), (PARTNERS, "partner")]: choose(table, getattr(cfg, field), field)
     if cfg.mixer != "none" and not method.mixes:
-        raise ConfigError(f"{cfg.method} does not mix: leave out mixer={cfg.mixer!r}, or take the method mixsupcon (label_sim='instance' makes it self-supervised)")
-    if method.views == 1 and cfg.partner == "cross_view": raise ConfigError(f"{cfg.method} sees one view: choose partner perm, reverse or derange")
-    if method.compare is classify and cfg.label_sim == "instance": raise ConfigError("ce needs classes: leave out label_sim")
+        raise ConfigError(f"{cfg.method} does not mix: leave out mixer, or take method mixsupcon (without classes: label_sim instance)")
+    if method.views == 1 and cfg.partner == "cross_view":
+        raise ConfigError(f"{cfg.method} sees one view: choose partner perm, reverse or derange")
+    if method.head == "linear" and cfg.label_sim == "instance": raise ConfigError(f"{cfg.method} needs classes: leave out label_sim")
     return method

@@ -28,14 +28,16 @@ def resnet(build, image_size):
 # %% ../nbs/06_models.ipynb #f6b58b6e
 def stage(inside, outside, stride):
     "One residual block; the shortcut changes shape where the block does."
-    fits = stride == 1 and inside == outside
-    return nn.Sequential(BasicBlock(inside, outside, stride, None if fits else nn.Sequential(conv1x1(inside, outside, stride), nn.BatchNorm2d(outside))))
+    if stride == 1 and inside == outside: return nn.Sequential(BasicBlock(inside, outside))
+    shortcut = nn.Sequential(conv1x1(inside, outside, stride), nn.BatchNorm2d(outside))
+    return nn.Sequential(BasicBlock(inside, outside, stride, shortcut))
 
 def resnet8(image_size):
     "The smallest ResNet, its parts named as in torchvision."
     net = nn.Sequential(OrderedDict(
         conv1=nn.Conv2d(3, 16, 3, 1, 1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(),
-        layer1=stage(16, 16, 1), layer2=stage(16, 32, 2), layer3=stage(32, 64, 2), avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+        layer1=stage(16, 16, 1), layer2=stage(16, 32, 2), layer3=stage(32, 64, 2),
+        avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
     for part in net.modules():
         if isinstance(part, nn.Conv2d): nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
     net.width = 64

@@ -11,15 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np, seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from .augment import draw_views, views
 from .config import stream
 from .methods import METHODS
 from .mixers import mix
 from .runs import read_json, read_log
-from .train import batches_of
+from .train import batches_of, view_of
 
 # %% ../nbs/11_plots.ipynb #040c4b4e
-STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
+         "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}
 
 @plt.rc_context(STYLE)
@@ -48,11 +48,12 @@ def views_and_mixtures(cfg, data, path=None, n=8):
     "Views and mixtures of the first images of a run, with their weights."
     first = batches_of(cfg, len(data.train_x), 1)[0]
     x, y = data.train_x[first], data.train_y[first]
-    see = lambda purpose: views(x, draw_views(len(x), x.shape[-2:], stream(cfg.seed, purpose, 0), cfg.crop_min, cfg.flip, cfg.jitter, cfg.gray), (0,)*3, (1,)*3)
-    v1, v2 = see("view 1"), see("view 2" if METHODS[cfg.method].views == 2 else "view 1")
+    plain = data._replace(mean=(0,)*3, std=(1,)*3)
+    v1, v2 = (view_of(cfg, x, plain, purpose, 0) for purpose in ("view 1", "view 2"))
     mixed, w = mix(v1, v2, stream(cfg.seed, "mix", 0), cfg.mixer, cfg.alpha, cfg.lam_per, cfg.partner)
-    fig, axes = panels(4, n, .8, .95)
-    for row, images, name in zip(axes, (x/255., v1, v2, mixed), ("image", "view 1", "view 2", cfg.mixer if cfg.mixer != "none" else "not mixed")):
+    rows = {"image": x/255., "view 1": v1} | ({"view 2": v2} if METHODS[cfg.method].views == 2 else {}) | {f"mixer: {cfg.mixer}": mixed}
+    fig, axes = panels(len(rows), n, .8, .95)
+    for row, (name, images) in zip(axes, rows.items()):
         for ax, image in zip(row, images): ax.imshow(image.permute(1, 2, 0).clamp(0, 1)), ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     names = [data.classes[i] for i in y.tolist()]
@@ -81,7 +82,8 @@ def probe_curves(results, path=None):
     "Test accuracy after each epoch of the linear probes `{name: result}`."
     fig, axes = panels(1, 1, 3.4, 2.4)
     for (name, result), colour in zip(results.items(), colours(len(results))):
-        axes[0, 0].plot(range(1, len(result["curve"]) + 1), [100*v for v in result["curve"]], color=colour, label=f"{name}: {result['curve'][-1]:.1%}")
+        curve = [100*v for v in result["curve"]]
+        axes[0, 0].plot(range(1, len(curve) + 1), curve, color=colour, label=f"{name}: {curve[-1]:.1f}")
     axes[0, 0].set(xlabel="probe epoch", ylabel="test accuracy (%)")
     axes[0, 0].legend(frameon=False)
     return saved(fig, path)
@@ -91,13 +93,13 @@ def probe_curves(results, path=None):
 def confusion(result, path=None):
     "The confusion matrix of a linear result, in images."
     matrix, classes = np.array(result["confusion"]), result["classes"]
-    side = max(2.8, .34*len(classes))
+    few, side = len(classes) <= 20, min(8, max(2.8, .34*len(classes)))
+    counts = np.where(matrix, matrix, "").astype(str) if few else False
     fig, axes = panels(1, 1, side + .6, side)
-    few = len(classes) <= 20
-    sns.heatmap(matrix, ax=axes[0, 0], annot=np.where(matrix, matrix, "").astype(str) if few else False, fmt="", cmap="Blues", cbar=not few, square=True,
-                linewidths=.5 if few else 0, xticklabels=classes if few else False, yticklabels=classes if few else False, annot_kws={"size": 7},
-                vmax=max(1, np.sort(matrix.ravel())[-max(1, len(classes)):].mean()))
-    axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"linear probe, {matrix.trace()/max(1, matrix.sum()):.1%} of {matrix.sum():,} test images")
+    sns.heatmap(matrix, ax=axes[0, 0], annot=counts, fmt="", annot_kws={"size": 7}, cmap="Blues", cbar=not few, square=True,
+                linewidths=.5*few, xticklabels=few and classes, yticklabels=few and classes, vmax=matrix.sum(1).max())
+    right = matrix.trace()/matrix.sum()
+    axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"linear probe, {right:.1%} of {matrix.sum():,} test images")
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #1708f8d3
@@ -108,9 +110,11 @@ def picture(results, path=None):
     for ax, (name, result) in zip(axes[0], results.items()):
         xy, y, classes = np.array(result["xy"]), np.array(result["y"]), result["classes"]
         for i, colour in enumerate(colours(len(classes))):
-            ax.scatter(*xy[y == i].T, s=max(1, min(12, 4000/len(xy))), color=colour, linewidths=0, label=classes[i])
-            if len(classes) <= 20 and (y == i).any(): ax.annotate(classes[i], np.median(xy[y == i], 0), ha="center", va="center", fontsize=8, weight="bold",
-                                                                  bbox=dict(boxstyle="round,pad=.15", fc="white", ec=colour, alpha=.8))
+            points = xy[y == i]
+            ax.scatter(*points.T, s=max(1, min(12, 4000/len(xy))), color=colour, linewidths=0)
+            box = dict(boxstyle="round,pad=.15", fc="white", ec=colour, alpha=.8)
+            if len(classes) <= 20 and len(points): ax.annotate(
+                classes[i], np.median(points, 0), ha="center", va="center", fontsize=8, weight="bold", bbox=box)
         sns.despine(ax=ax, left=True, bottom=True)
         ax.set(xticks=[], yticks=[], title=f"{name}\nsilhouette {result['rows'][0]['value']:.2f}, knn20 {result['knn20']:.1%}")
     return saved(fig, path)

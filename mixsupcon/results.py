@@ -23,11 +23,11 @@ def complete(folder):
     training, rows = read_json(folder/"training.json"), []
     for name in RESULTS:
         result = read_json(folder/f"{name}.json")
-        if result["net"] != training["net"]: raise RunError(f"{folder}/{name}.json was made from other weights than net.safetensors: delete it and run again")
+        if result["net"] != training["net"]:
+            raise RunError(f"{folder}/{name}.json was made from other weights than net.safetensors: delete it and run again")
         rows += result["rows"]
-    config = read_json(folder/"config.json")
-    told = dict(run=folder.name, identity=config["identity"], data=config["data"], net=training["net"], seed=config["config"]["seed"],
-                epochs=training["epochs"], images_seen=training["images_seen"], seconds=training["seconds"], rows=rows)
+    config, spent = read_json(folder/"config.json"), {key: training[key] for key in ("net", "epochs", "images_seen", "seconds")}
+    told = dict(run=folder.name, identity=config["identity"], data=config["data"], seed=config["config"]["seed"], **spent, rows=rows)
     if not (folder/"metrics.json").exists(): write_json(folder/"metrics.json", told)
     return told
 
@@ -52,8 +52,8 @@ def find_run(name=None, root=None):
 def data_of(folder):
     "The data that a run learned from; other data under the same name are refused."
     data = load_data(read_config(folder))
-    if fingerprint(data) != read_json(folder/"config.json")["data"]: raise RunError(f"the data have changed since {folder.name} was trained on them")
-    return data
+    if fingerprint(data) == read_json(folder/"config.json")["data"]: return data
+    raise RunError(f"the data have changed since {folder.name} was trained on them")
 
 def latest(dataset, root=None):
     "The latest trained run of each method on a data set, in the methods' order."
@@ -75,7 +75,8 @@ def run_table(folders):
     for folder in folders:
         cfg, told, config = read_config(folder), read_json(folder/"metrics.json"), read_json(folder/"config.json")
         fixed = dict(method=cfg.method, dataset=cfg.dataset, arch=cfg.arch, mixer=cfg.mixer, seed=cfg.seed, epochs=cfg.epochs)
-        recipe = dict(preset=cfg.preset, fidelity=config["fidelity"] if not config["departures"] else "changed", changed=", ".join(sorted(config["departures"])))
+        changed = ", ".join(sorted(config["departures"]))
+        recipe = dict(preset=cfg.preset, fidelity="changed" if changed else config["fidelity"], changed=changed)
         cost = dict(images_seen=told["images_seen"], seconds=round(told["seconds"], 1), run=told["run"])
         rows += [fixed | row | recipe | cost for row in told["rows"]]
     return pd.DataFrame(rows)
@@ -97,4 +98,5 @@ def closing(folder):
     told = complete(folder)
     table = run_table([folder])[["method", "dataset", "arch", "protocol", "metric", "selection", "value", "n"]]
     cost = f"{told['epochs']} epochs, {told['images_seen']:,} images seen, {clock(told['seconds'])} of training"
-    return announced(table, cost, f"run folder         {shown(folder)}", *(f"figure             {shown(path)}" for path in sorted(folder.glob("*.png"))))
+    figures = [f"figure             {shown(path)}" for path in sorted(folder.glob("*.png"))]
+    return announced(table, cost, f"run folder         {shown(folder)}", *figures)

@@ -126,7 +126,9 @@ def load_checkpoint(folder):
 def commit():
     "The project's commit, with a `+` if files have changed since; none outside a repository."
     git = lambda *words: subprocess.run(["git", "-C", str(project()), *words], capture_output=True, text=True).stdout.strip()
-    with suppress(OSError): return git("rev-parse", "HEAD") + "+"*bool(git("status", "--porcelain", "--untracked-files=no")) or None
+    with suppress(OSError):
+        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        return head + "+"*bool(changed) or None
 
 def environment():
     "Versions and machine, as far as they can change a number."
@@ -158,7 +160,8 @@ def open_run(cfg, data, root=None):
 def differences(known, told):
     "The fields in which two runs' records differ, as a phrase."
     a, b = ({**side["config"], "data": side["data"]} for side in (known, told))
-    return ", ".join(f"{key} {a.get(key)!r} there, {b.get(key)!r} here" for key in b if a.get(key) != b.get(key)) or "not the same version"
+    unlike = [f"{key} {a.get(key)!r} there, {b[key]!r} here" for key in b if a.get(key) != b[key]]
+    return ", ".join(unlike) or "not the same version"
 
 def read_config(folder):
     "The `Config` that a run folder was made with."

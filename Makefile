@@ -4,23 +4,21 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test lab setup
 .DELETE_ON_ERROR:
 
 run: setup
-	papermill nbs/run_experiment.ipynb -p method mixsupcon
+	$(BIN)/papermill nbs/run_experiment.ipynb -p method mixsupcon
 
 test: setup
-	nbdev_clean --fname nbs --disp > /dev/null
-	pytest tests/test_repository.py
-	ruff check --select F mixsupcon
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 0 --do_print
-	pytest tests --ignore tests/test_repository.py
+	$(BIN)/pytest tests/test_repository.py
+	$(BIN)/ruff check --select F mixsupcon
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 0 --do_print
+	$(BIN)/pytest tests --ignore tests/test_repository.py
 
 lab: setup
-	jupyter lab --notebook-dir nbs
+	$(BIN)/jupyter lab --notebook-dir nbs
 
 setup: .venv/installed
 

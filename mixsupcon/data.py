@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'DataError', 'Data', 'labelled', 'assembled', 'fingerprin
            'Arrays', 'arrays', 'batch', 'cifar', 'listing', 'decoded', 'stacked', 'folder', 'load_data']
 
 # %% ../nbs/02_data.ipynb #4ae47b73
-import hashlib, io, pickle, tarfile, zlib
+import hashlib, io, os, pickle, tarfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import find_classes, make_dataset
 from torchvision.datasets.utils import download_url
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
@@ -53,8 +53,10 @@ def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None):
     "Checked `Data`; without mean and std, those of the training images."
     labelled(train_x, train_y, classes, "training"), labelled(test_x, test_y, classes, "test")
     if len(classes) < 2: raise DataError(f"one class ({classes[0]}) leaves nothing to tell apart: at least two are needed")
-    shapes = tuple(train_x.shape[1:]), tuple(test_x.shape[1:])
-    if shapes[0] != shapes[1]: raise DataError("training images are {}, test images {}: pass -p image_size".format(*shapes))
+    if not len(classes) < len(test_y) or len(test_y.unique()) < 2:
+        raise DataError(f"{len(test_y)} test images of {len(test_y.unique())} classes cannot tell {len(classes)} classes apart: add some")
+    sides = {*train_x.shape[2:], *test_x.shape[2:]}
+    if len(sides) > 1: raise DataError(f"images have sides of {min(sides)} and {max(sides)} pixels: pass -p image_size for squares of one size")
     if mean is None:
         values = train_x.transpose(0, 1).flatten(1)   # (3, N H W)
         levels = torch.stack([torch.bincount(v, minlength=256) for v in values]).double()
@@ -150,15 +152,17 @@ def listing(root):
         classes, numbers = find_classes(root/"train")
         extra = set(find_classes(root/"test")[0]) - set(classes)
         if extra: raise DataError(f"{root/'test'} has a class {min(extra)!r} that {root/'train'} has not")
-        parts = [make_dataset(str(root/part), numbers, IMG_EXTENSIONS, allow_empty=True) for part in ("train", "test")]
+        parts = [make_dataset(str(root/part), numbers, (".jpg", ".jpeg", ".png", ".webp"), allow_empty=True) for part in ("train", "test")]
     except FileNotFoundError as error: raise DataError(f"{root}: {error}") from None
     return parts, classes
 
 # %% ../nbs/02_data.ipynb #81feee74
 def decoded(path, image_size):
     "One image as (3, H, W) uint8."
-    try: return sized(decode_image(path, ImageReadMode.RGB), image_size)
+    try: image = decode_image(path, ImageReadMode.RGB)
     except (RuntimeError, OSError) as error: raise DataError(f"{path} cannot be decoded: {str(error).splitlines()[0]}") from None
+    if image.dtype != torch.uint8: raise DataError(f"{path} has {image.dtype.itemsize*8} bits a colour: convert it to 8")
+    return sized(image, image_size)
 
 def stacked(files, image_size):
     "Images and labels of a list of (path, label)."
@@ -193,4 +197,5 @@ DATASETS = dict(
 
 def load_data(cfg):
     "The `Data` that a `Config` names."
-    return choose(DATASETS, cfg.dataset, "dataset")(project()/Path(cfg.data_dir).expanduser(), cfg.image_size, cfg.download)
+    place = project()/os.path.expanduser(cfg.data_dir)
+    return choose(DATASETS, cfg.dataset, "dataset")(place, cfg.image_size, cfg.download)

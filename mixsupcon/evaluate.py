@@ -44,6 +44,7 @@ def knn(train, train_y, test, classes, k, tau=None):
     "Predicted labels: a vote of `k` neighbours, weighted by cosine if `tau` is given."
     k, out = min(k, len(train)), []
     if tau: train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    else: train, test = train - train.mean(0), test - train.mean(0)   # no distance changes, but rounding is finer
     for part in test.split(1024):
         near, index = (part @ train.T).topk(k) if tau else (-torch.cdist(part, train)).topk(k)
         weight = ((near - near[:, :1])/tau).exp() if tau else torch.ones_like(near)   # against the nearest: no overflow
@@ -100,64 +101,64 @@ class Trained:
     def __init__(self, folder, data):
         self.folder, self.data, self.cfg = folder, data, read_config(folder)
         self.weights, self.classes = read_json(folder/"training.json")["net"], len(data.classes)
+        self.device = device_of(self.cfg)
+        self.train_y, self.test_y = data.train_y.to(self.device), data.test_y.to(self.device)
 
+    def features(self, x, drawn=None): return embed(self.net.encoder, x, self.data.mean, self.data.std, drawn)
     @cached_property
-    def net(self): return load_net(self.folder, device_of(self.cfg))
+    def net(self): return load_net(self.folder, self.device)
     @cached_property
-    def train_h(self): return embed(self.net.encoder, self.data.train_x, self.data.mean, self.data.std)
+    def train_h(self): return self.features(self.data.train_x)
     @cached_property
-    def test_h(self): return embed(self.net.encoder, self.data.test_x, self.data.mean, self.data.std)
-    @cached_property
-    def train_y(self): return self.data.train_y.to(self.test_h.device)
-    @cached_property
-    def test_y(self): return self.data.test_y.to(self.test_h.device)
+    def test_h(self): return self.features(self.data.test_x)
 
 # %% ../nbs/09_evaluate.ipynb #56b91652
 def probe_fields(cfg):
     "What a config says of its probe."
     return {k: v for k, v in asdict(cfg).items() if k.startswith("probe")}
 
-def probed(run, probe):
+def probed(trained, probe):
     "What the probe of the config `probe` finds: records, test accuracy by epoch, confusion."
-    data, size = run.data, run.data.train_x.shape[-2:]
+    x = trained.data.train_x.to(trained.device)
     def train_h(epoch):
-        drawn = draw_views(len(data.train_x), size, stream(probe.seed, "probe view", epoch), probe.crop_min, probe.flip, 0., 0.)
-        return embed(run.net.encoder, data.train_x, data.mean, data.std, drawn)
-    curve, predicted = linear_probe(train_h, run.train_y, run.test_h, run.test_y, run.classes, probe)
-    rows = [accuracy("lin_supcontrast", predicted, run.test_y),
-            record("lin_supcontrast", "accuracy", max(curve), len(run.test_y), "best_test")]
-    if METHODS[run.cfg.method].head == "linear": rows.append(accuracy("own_head", run.net.head(run.test_h).argmax(1), run.test_y))
-    matrix = confusion_matrix(run.test_y.cpu(), predicted.cpu(), labels=range(run.classes))
-    return dict(net=run.weights, probe=probe_fields(probe), rows=rows, curve=curve,
-                confusion=matrix.tolist(), classes=data.classes)
+        drawn = draw_views(len(x), x.shape[-2:], stream(probe.seed, "probe view", epoch), probe.crop_min, probe.flip, 0., 0.)
+        return trained.features(x, drawn)
+    curve, predicted = linear_probe(train_h, trained.train_y, trained.test_h, trained.test_y, trained.classes, probe)
+    rows = [accuracy("lin_supcontrast", predicted, trained.test_y),
+            record("lin_supcontrast", "accuracy", max(curve), len(trained.test_y), "best_test")]
+    if METHODS[trained.cfg.method].head == "linear": rows.append(accuracy("own_head", trained.net.head(trained.test_h).argmax(1), trained.test_y))
+    matrix = confusion_matrix(trained.test_y.cpu(), predicted.cpu(), labels=range(trained.classes))
+    return dict(net=trained.weights, probe=probe_fields(probe), rows=rows, curve=curve,
+                confusion=matrix.tolist(), classes=trained.data.classes)
 
-def linear_of(run, probe=None):
-    "The linear results of a run, by its own probe or by that of another config."
-    own = probe_fields(run.cfg)
-    told = probe_fields(probe or run.cfg)
+def linear_of(trained, probe=None):
+    "The linear results of a trained, by its own probe or by that of another config."
+    own = probe_fields(trained.cfg)
+    told = probe_fields(probe or trained.cfg)
     name = "linear" if told == own else f"linear-{digest(repr(told).encode())[:8]}"
-    return once(run.folder, name, lambda: probed(run, probe or run.cfg))
+    return once(trained.folder, name, lambda: probed(trained, probe or trained.cfg))
 
 # %% ../nbs/09_evaluate.ipynb #14ac9c0c
-def knn_of(run):
-    "The nearest-neighbour results of a run."
+def knn_of(trained):
+    "The nearest-neighbour results of a trained."
     def make():
         rows = []
         for protocol, how in KNN.items():
-            train, test = run.train_h, run.test_h
+            train, test = trained.train_h, trained.test_h
+            if len(train) < how["k"]: continue   # it would be another protocol
             if protocol == "knn200":
-                if METHODS[run.cfg.method].head != "mlp": continue   # a classifier has no projection to look at
-                with torch.no_grad(): train, test = map(run.net.head, (train, test))
-            rows.append(accuracy(protocol, knn(train, run.train_y, test, run.classes, **how), run.test_y))
-        return dict(net=run.weights, rows=rows)
-    return once(run.folder, "knn", make)
+                if METHODS[trained.cfg.method].head != "mlp": continue   # a classifier has no projection to look at
+                with torch.no_grad(): train, test = map(trained.net.head, (train, test))
+            rows.append(accuracy(protocol, knn(train, trained.train_y, test, trained.classes, **how), trained.test_y))
+        return dict(net=trained.weights, rows=rows)
+    return once(trained.folder, "knn", make)
 
-def tsne_of(run):
+def tsne_of(trained):
     "The t-SNE picture of a run's test features, with the silhouette and neighbours of the features themselves."
     def make():
-        xy = tsne(run.test_h, run.cfg.seed)
-        near = knn(run.train_h, run.train_y, run.test_h, run.classes, **KNN["knn20"])
-        rows = [record("tsne", "silhouette", silhouette(run.test_h, run.test_y), len(xy))]
-        return dict(net=run.weights, rows=rows, knn20=accuracy("knn20", near, run.test_y)["value"],
-                    xy=xy.round(3).tolist(), y=run.data.test_y.tolist(), classes=run.data.classes)
-    return once(run.folder, "tsne", make)
+        xy = tsne(trained.test_h, trained.cfg.seed)
+        near = knn(trained.train_h, trained.train_y, trained.test_h, trained.classes, **KNN["knn20"])
+        rows = [record("tsne", "silhouette", silhouette(trained.test_h, trained.test_y), len(xy))]
+        return dict(net=trained.weights, rows=rows, knn20=accuracy("knn20", near, trained.test_y)["value"],
+                    xy=xy.round(3).tolist(), y=trained.data.test_y.tolist(), classes=trained.data.classes)
+    return once(trained.folder, "tsne", make)

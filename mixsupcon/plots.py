@@ -76,7 +76,7 @@ def curves(folder, path=None):
     for ax in axes[0]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return saved(fig, path)
 
-# %% ../nbs/11_plots.ipynb #230b626d
+# %% ../nbs/11_plots.ipynb #7f98b5ed
 @plt.rc_context(STYLE)
 def probe_curves(results, path=None):
     "Test accuracy after each epoch of the linear probes `{name: result}`."
@@ -88,7 +88,7 @@ def probe_curves(results, path=None):
     axes[0, 0].legend(frameon=False)
     return saved(fig, path)
 
-# %% ../nbs/11_plots.ipynb #81f4f9f7
+# %% ../nbs/11_plots.ipynb #4ccc221a
 @plt.rc_context(STYLE)
 def confusion(result, path=None):
     "The confusion matrix of a linear result, in images."
@@ -102,7 +102,7 @@ def confusion(result, path=None):
     axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"linear probe, {right:.1%} of {matrix.sum():,} test images")
     return saved(fig, path)
 
-# %% ../nbs/11_plots.ipynb #1708f8d3
+# %% ../nbs/11_plots.ipynb #f0c5bb20
 @plt.rc_context(STYLE)
 def picture(results, path=None):
     "t-SNE panels of `{name: result}`, with the numbers that the pictures stand for."

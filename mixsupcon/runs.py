@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELD', 'RunError', 'write', 'write_json', 'read_json', 'log', 'read_log', 'rewind', 'lock', 'unlock', 'pack',
            'unpack', 'digest', 'checkpoints', 'save_checkpoint', 'load_checkpoint', 'commit', 'environment',
-           'run_folder', 'open_run', 'differences', 'read_config', 'visit', 'once']
+           'runs_root', 'run_folder', 'open_run', 'differences', 'read_config', 'visit', 'once']
 
 # %% ../nbs/01_runs.ipynb #5be115f7
 import fcntl, hashlib, json, os, platform, socket, subprocess, warnings
@@ -140,9 +140,13 @@ def environment():
         cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), commit=commit())
 
 # %% ../nbs/01_runs.ipynb #8d5a5366
+def runs_root(root=None):
+    "Where runs live: under `root`, or in the project's outputs."
+    return root or project()/"outputs"/"runs"
+
 def run_folder(cfg, data, root=None):
-    "Where the run of `cfg` on the data with that hash lives, in the project's outputs or under `root`."
-    return (root or project()/"outputs"/"runs")/f"{cfg.method}-{cfg.dataset}-{cfg.arch}-s{cfg.seed}-{identity(cfg, data)[:12]}"
+    "Where the run of `cfg` on the data with that hash lives."
+    return runs_root(root)/f"{cfg.method}-{cfg.dataset}-{cfg.arch}-s{cfg.seed}-{identity(cfg, data)[:12]}"
 
 def open_run(cfg, data, root=None):
     "The run's folder, locked, with its config written down."

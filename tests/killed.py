@@ -18,15 +18,15 @@ from mixsupcon.config import configure, identity   # noqa: E402
 from mixsupcon.data import fingerprint, load_data   # noqa: E402
 from mixsupcon.methods import METHODS   # noqa: E402
 from mixsupcon.runs import checkpoints, open_run, pack, read_log, unpack, write   # noqa: E402
-from mixsupcon.train import Learner, train   # noqa: E402
+from mixsupcon.train import Learner, settled, train   # noqa: E402
 
 
 def whole_training(cfg, data, root):
     "Trains as `pretrain` does, and keeps every tensor: weights, buffers, momentum."
-    print_ = fingerprint(data)
-    folder = open_run(cfg, print_, root)
+    cfg, data_hash = settled(cfg), fingerprint(data)
+    folder = open_run(cfg, data_hash, root)
     learner = Learner(cfg, data, torch.device("cpu"))
-    rows = train(cfg, learner, folder, data, dict(identity=identity(cfg, print_), config=asdict(cfg), data=print_))
+    rows = train(cfg, learner, folder, data, dict(identity=identity(cfg, data_hash), config=asdict(cfg), data=data_hash))
     write(folder/"all.safetensors", pack(learner.tensors(), dict(rows=[{k: v for k, v in row.items() if k != "seconds"} for row in rows])))
 
 
@@ -74,7 +74,7 @@ def main(root):
         forked(lambda: whole_training(cfg, data, broken))
         a, b = ended(straight), ended(broken)
         other = root/f"{method}-other"
-        forked(lambda: whole_training(configure(method=method, image_size=8, epochs=1, seed=1), data, other))
+        forked(lambda: whole_training(configure(method=method, image_size=8, epochs=4, seed=1), data, other))
         control = ended(other)
         report[method] = dict(killed=killed, left=left, tensors=len(a) - 2, differ=[k for k in a if a[k] != b.get(k)] + sorted(set(b) - set(a)),
                               control=sum(a[k] != control.get(k) for k in a))

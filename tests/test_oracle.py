@@ -38,6 +38,8 @@ def test_special_cases(seed):
     value = lambda y, **how: supcon(torch.tensor(z), torch.tensor(y), .1, **how).item()
     for y in (balanced, lopsided):
         assert abs(value(y) - oracle.supcon(z, y, .1)) < 1e-10
+    lonely = np.array([0]*5 + [1]*6 + [2])   # SupContrast: an anchor without positives counts as zero, and all is scaled
+    assert abs(value(lonely, base_tau=.07, empty="zero") - oracle.supcon(z, lonely, .1)/.7) < 1e-10
     assert abs(value(balanced, normalizer="pairs") - oracle.supcon(z, balanced, .1)) < 1e-10
     assert abs(value(lopsided, normalizer="pairs") - oracle.supcon(z, lopsided, .1)) > 1e-4
     for normalizer in ("pairs", "anchor"):
@@ -72,11 +74,12 @@ def test_cutmix():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_knn(seed):
-    "Ties included: coarse coordinates make many."
     rng = np.random.default_rng(seed)
     train, test, y = rng.normal(size=(40, 3)), rng.normal(size=(25, 3)), rng.integers(4, size=40)
     as_torch = [torch.tensor(v) for v in (train, y, test)]
     assert knn(*as_torch, 4, 5).tolist() == list(oracle.knn5(train, y, test))
+    near = [torch.tensor(v, dtype=torch.float32) for v in (5 + .01*train, 5 + .01*test)]   # half collapsed, in single precision
+    assert knn(near[0], as_torch[1], near[1], 4, 5).tolist() == list(oracle.knn5(near[0].double().numpy(), y, near[1].double().numpy()))
     for k, tau in ((20, .07), (200, .1)):
         assert knn(*as_torch, 4, k, tau).tolist() == list(oracle.knn_weighted(train, y, test, min(k, 40), tau, 4))
 

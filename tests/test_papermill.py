@@ -92,6 +92,11 @@ def test_a_whole_run_twice(project):
     again = run(project, *COMMAND[1:], *QUICK)
     assert again.returncode == 0 and "trained before" in again.stderr
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")} == kept
+    probe = run(project, "nbs/linear_eval.ipynb", *"-p probe_lr 1.0 -p probe_epochs 2".split())   # the other notebooks find that run
+    assert probe.returncode == 0 and re.search(r" 2 +256 +1\.0000 +step", probe.stderr) and len(list(folder.glob("linear*.json"))) == 2
+    assert run(project, "nbs/tsne.ipynb").returncode == 0 and (project/"outputs"/"tsne-digits.png").stat().st_size > 10_000
+    wrong = run(project, "nbs/linear_eval.ipynb", "-p", "run", "nowhere")
+    assert wrong.returncode != 0 and "RunError: no trained run 'nowhere'" in wrong.stderr
 
 
 @pytest.mark.parametrize("given,said", [

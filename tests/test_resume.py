@@ -9,8 +9,8 @@ import pytest
 import torch
 from mixsupcon.config import Refusal, configure
 from mixsupcon.data import assembled, fingerprint
-from mixsupcon.runs import checkpoints, open_run, run_folder, unlock
-from mixsupcon.train import load_net, pretrain
+from mixsupcon.runs import checkpoints, open_run, pack, run_folder, unlock, unpack
+from mixsupcon.train import Learner, load_net, pretrain, settled, train_epoch
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def test_killed_and_resumed(tmp_path):
 def interrupted(cfg, data, root, epoch, monkeypatch):
     "A run stopped by Ctrl-C in `epoch`."
     from mixsupcon import train
+    cfg = settled(cfg)
     whole = train.train_epoch
 
     def stop(*args):
@@ -64,7 +65,8 @@ def test_a_checkpoint_of_another_config_is_refused(tiny, tmp_path, monkeypatch):
     "With the fields that differ; the run's own checkpoints stay."
     mine, other = configure(epochs=3, batch_size=8, save_seconds=0.), configure(epochs=3, batch_size=8, tau=.2, save_seconds=0.)
     theirs = interrupted(other, tiny, tmp_path, 2, monkeypatch)
-    folder = open_run(mine, fingerprint(tiny), tmp_path)
+    folder = open_run(settled(mine), fingerprint(tiny), tmp_path)
+    unlock(folder)
     for path in checkpoints(theirs):
         shutil.copy(path, folder)
     with pytest.raises(Refusal, match="of another run: tau 0.2 there, 0.1 here"):
@@ -96,8 +98,8 @@ def test_weights_that_training_did_not_write_are_refused(tiny, tmp_path):
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
     "Another process holds the run: nothing is touched, and its number is told."
     cfg = configure(epochs=1, batch_size=8)
-    code = ("import sys, time, pathlib; from mixsupcon.config import configure; from mixsupcon.runs import open_run\n"
-            "open_run(configure(epochs=1, batch_size=8), sys.argv[1], pathlib.Path(sys.argv[2])); print('held', flush=True); time.sleep(60)")
+    code = ("import sys, time, pathlib; from mixsupcon.config import configure; from mixsupcon.runs import open_run; from mixsupcon.train import settled\n"
+            "open_run(settled(configure(epochs=1, batch_size=8)), sys.argv[1], pathlib.Path(sys.argv[2])); print('held', flush=True); time.sleep(60)")
     holder = subprocess.Popen([sys.executable, "-c", code, fingerprint(tiny), str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -106,7 +108,8 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path):
     finally:
         holder.kill(), holder.wait()
     folder = pretrain(cfg, tiny, tmp_path)   # the lock died with its holder
-    unlock(folder)
+    ask = [sys.executable, "-c", "import sys, pathlib; from mixsupcon.runs import lock; lock(pathlib.Path(sys.argv[1]))", str(folder)]
+    assert subprocess.run(ask).returncode == 0, "a finished run is free, though this process lives on"
 
 
 def test_a_diverging_run_stops_and_loses_nothing(tiny, tmp_path, monkeypatch):
@@ -117,7 +120,33 @@ def test_a_diverging_run_stops_and_loses_nothing(tiny, tmp_path, monkeypatch):
     with pytest.raises(Refusal, match="the loss is nan in epoch 2, step 2 of 3"):
         pretrain(cfg, tiny, tmp_path)
     monkeypatch.undo()
-    folder = run_folder(cfg, fingerprint(tiny), tmp_path)
+    folder = run_folder(settled(cfg), fingerprint(tiny), tmp_path)
     assert len(checkpoints(folder)) == 1
     straight = load_net(pretrain(cfg, tiny, tmp_path/"straight")).state_dict()
     assert all(torch.equal(v, straight[k]) for k, v in load_net(pretrain(cfg, tiny, tmp_path)).state_dict().items())
+
+
+def test_fused_steps_resume_exactly(tiny):
+    "Fused steps walk memory in its order: momentum must come back in the order of its parameter."
+    cfg = settled(configure(epochs=2, batch_size=8))
+    def learner():
+        made = Learner(cfg, tiny, torch.device("cpu"))
+        made.optimizer = torch.optim.SGD(made.net.parameters(), cfg.lr, momentum=.9, weight_decay=cfg.weight_decay, fused=True)
+        return made
+    straight, resumed = learner(), learner()
+    train_epoch(cfg, straight, tiny.train_x, tiny.train_y, tiny, 1)
+    resumed.load(unpack(pack(straight.tensors(), {}))[0])
+    for one in (straight, resumed):
+        train_epoch(cfg, one, tiny.train_x, tiny.train_y, tiny, 2)
+    assert all(torch.equal(v, resumed.tensors()[k]) for k, v in straight.tensors().items())
+
+
+@pytest.mark.parametrize("method", ["simclr", "supcon", "mixsupcon", "ce"])
+def test_half_precision_trains(tiny, method):
+    "bfloat16 in the network, float32 around it."
+    cfg = settled(configure(method=method, precision="bfloat16", epochs=1, batch_size=8))
+    learner = Learner(cfg, tiny, torch.device("cpu"))
+    before = {k: v.clone() for k, v in learner.tensors().items()}
+    assert 0 < train_epoch(cfg, learner, tiny.train_x, tiny.train_y, tiny, 1) < 10
+    assert learner(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+    assert any(not torch.equal(v, before[k]) for k, v in learner.tensors().items() if k in before)

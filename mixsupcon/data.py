@@ -129,7 +129,7 @@ def cifar(source, mean, std, data_dir, image_size, download):
     root, name = Path(data_dir), source.__name__
     if not any((root/place).exists() for place in (source.base_folder, source.filename)):
         if download == "never":
-            raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir FOLDER that holds {source.filename}")
+            raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir where {source.filename} lies")
         try: download_url(source.url, root, source.filename, source.tgz_md5)
         except (OSError, RuntimeError) as error:
             raise DataError(f"{source.url} could not be fetched ({error}): put it into {root} by other means") from None

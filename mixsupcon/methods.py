@@ -32,7 +32,8 @@ def contrast(net, v1, v2, t, mixed, cfg):
     (xa, wa), (xb, wb) = mixed(v1, v2), mixed(v2, v1)
     z, w = net(torch.cat([xa, xb])), torch.cat([wa, wb])   # (2N, D), (2N, N)
     label_sim = "dot" if cfg.label_sim == "instance" else cfg.label_sim
-    return contrastive(z, w @ t, cfg.tau, cfg.denominator, cfg.normalizer, label_sim, cfg.empty, cfg.include_self == "yes", cfg.base_tau)
+    switches = cfg.denominator, cfg.normalizer, label_sim, cfg.empty, cfg.include_self == "yes", cfg.base_tau
+    return contrastive(z, w @ t, cfg.tau, *switches)
 
 def classify(net, v1, v2, t, mixed, cfg):
     "One view, its class."

@@ -51,7 +51,8 @@ def views_and_mixtures(cfg, data, path=None, n=8):
     plain = data._replace(mean=(0,)*3, std=(1,)*3)
     v1, v2 = (view_of(cfg, x, plain, purpose, 0) for purpose in ("view 1", "view 2"))
     mixed, w = mix(v1, v2, stream(cfg.seed, "mix", 0), cfg.mixer, cfg.alpha, cfg.lam_per, cfg.partner)
-    rows = {"image": x/255., "view 1": v1} | ({"view 2": v2} if METHODS[cfg.method].views == 2 else {}) | {f"mixer: {cfg.mixer}": mixed}
+    rows = {"image": x/255., "view 1": v1, "view 2": v2, f"mixer: {cfg.mixer}": mixed}
+    if METHODS[cfg.method].views == 1: del rows["view 2"]
     fig, axes = panels(len(rows), n, .8, .95)
     for row, (name, images) in zip(axes, rows.items()):
         for ax, image in zip(row, images): ax.imshow(image.permute(1, 2, 0).clamp(0, 1)), ax.set(xticks=[], yticks=[])

@@ -157,9 +157,9 @@ def finish(cfg, learner, folder, data, rows):
     weights = pack(learner.net.state_dict(), {})
     write(folder/"net.safetensors", weights)
     write(folder/"encoder.safetensors", pack(learner.net.encoder.state_dict(), {}))
-    write_json(folder/"training.json", dict(
-        epochs=cfg.epochs, images_seen=cfg.epochs*len(data.train_x), seconds=sum(row["seconds"] for row in rows),
-        loss=rows[-1]["loss"] if rows else None, classes=data.classes, image_size=data.train_x.shape[-1], mean=data.mean, std=data.std, net=digest(weights)))
+    spent = dict(epochs=cfg.epochs, images_seen=cfg.epochs*len(data.train_x), seconds=sum(row["seconds"] for row in rows))
+    takes = dict(classes=data.classes, image_size=data.train_x.shape[-1], mean=data.mean, std=data.std)
+    write_json(folder/"training.json", dict(**spent, **takes, loss=rows[-1]["loss"] if rows else None, net=digest(weights)))
     for old in checkpoints(folder): old.unlink()
 
 # %% ../nbs/08_train.ipynb #f76d586f

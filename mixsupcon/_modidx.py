@@ -125,6 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mixsupcon.results.closing': ('results.html#closing', 'mixsupcon/results.py'),
                                    'mixsupcon.results.complete': ('results.html#complete', 'mixsupcon/results.py'),
                                    'mixsupcon.results.data_of': ('results.html#data_of', 'mixsupcon/results.py'),
+                                   'mixsupcon.results.default_run': ('results.html#default_run', 'mixsupcon/results.py'),
                                    'mixsupcon.results.find_run': ('results.html#find_run', 'mixsupcon/results.py'),
                                    'mixsupcon.results.latest': ('results.html#latest', 'mixsupcon/results.py'),
                                    'mixsupcon.results.probe_table': ('results.html#probe_table', 'mixsupcon/results.py'),

@@ -173,9 +173,11 @@ def from_notebook(names):
 # %% ../nbs/00_config.ipynb #43e0badb
 def departures(cfg):
     "The fields in which `cfg` is not its preset, with both values."
-    preset, also = layered(dict(method=cfg.method, dataset=cfg.dataset, preset=cfg.preset)), PRESETS[cfg.preset].get("also", {})
+    preset = layered(dict(method=cfg.method, dataset=cfg.dataset, preset=cfg.preset))
+    also = PRESETS[cfg.preset].get("also", {})
     free = {"seed", "data_dir", "download", "device", "precision", "compile", "save_seconds"}
-    return {k: (preset[k], v) for k, v in asdict(cfg).items() if v != preset[k] and k not in free and v not in also.get(k, ())}
+    unlike = {k: (preset[k], v) for k, v in asdict(cfg).items() if v != preset[k] and k not in free}
+    return {k: both for k, both in unlike.items() if both[1] not in also.get(k, ())}
 
 # %% ../nbs/00_config.ipynb #5918eb30
 def identity(cfg, data):

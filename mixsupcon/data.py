@@ -152,7 +152,8 @@ def listing(root):
         classes, numbers = find_classes(root/"train")
         extra = set(find_classes(root/"test")[0]) - set(classes)
         if extra: raise DataError(f"{root/'test'} has a class {min(extra)!r} that {root/'train'} has not")
-        parts = [make_dataset(str(root/part), numbers, (".jpg", ".jpeg", ".png", ".webp"), allow_empty=True) for part in ("train", "test")]
+        kinds = ".jpg", ".jpeg", ".png", ".webp"
+        parts = [make_dataset(str(root/part), numbers, kinds, allow_empty=True) for part in ("train", "test")]
     except FileNotFoundError as error: raise DataError(f"{root}: {error}") from None
     return parts, classes
 

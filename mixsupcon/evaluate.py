@@ -126,7 +126,8 @@ def probed(trained, probe):
     curve, predicted = linear_probe(train_h, trained.train_y, trained.test_h, trained.test_y, trained.classes, probe)
     rows = [accuracy("lin_supcontrast", predicted, trained.test_y),
             record("lin_supcontrast", "accuracy", max(curve), len(trained.test_y), "best_test")]
-    if METHODS[trained.cfg.method].head == "linear": rows.append(accuracy("own_head", trained.net.head(trained.test_h).argmax(1), trained.test_y))
+    if METHODS[trained.cfg.method].head == "linear":
+        rows.append(accuracy("own_head", trained.net.head(trained.test_h).argmax(1), trained.test_y))
     matrix = confusion_matrix(trained.test_y.cpu(), predicted.cpu(), labels=range(trained.classes))
     return dict(net=trained.weights, probe=probe_fields(probe), rows=rows, curve=curve,
                 confusion=matrix.tolist(), classes=trained.data.classes)

@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mixsupcon.results.probe_table': ('results.html#probe_table', 'mixsupcon/results.py'),
                                    'mixsupcon.results.run_folders': ('results.html#run_folders', 'mixsupcon/results.py'),
                                    'mixsupcon.results.run_table': ('results.html#run_table', 'mixsupcon/results.py'),
+                                   'mixsupcon.results.seen_table': ('results.html#seen_table', 'mixsupcon/results.py'),
                                    'mixsupcon.results.shown': ('results.html#shown', 'mixsupcon/results.py'),
                                    'mixsupcon.results.side_by_side': ('results.html#side_by_side', 'mixsupcon/results.py')},
             'mixsupcon.runs': { 'mixsupcon.runs.RunError': ('runs.html#runerror', 'mixsupcon/runs.py'),

@@ -75,12 +75,13 @@ PRESETS = dict(
     table1=dict(
         source="MixSupCon Tables 1-3", fidelity="paper",
         every=TABLE1, ce=dict(epochs=500, lr=.2),                                  # Table 3
-        also=dict(arch=("resnet34", "resnet50"))),
+        also=dict(arch=("resnet34", "resnet50"), dataset=("cifar10", "cifar100"))),
     readme=dict(
         source="SupContrast's README: 96.0 / 76.5 (SupCon), 93.6 / 70.7 (SimCLR), 95.0 / 75.3 (ce)", fidelity="released",
         every=TABLE1 | dict(arch="resnet50", batch_size=1024, lr=.5, schedule="cosine", tau=.1, base_tau=.07, warmup_epochs=10,
                             probe_batch_size=512, probe_lr=5.),
-        simclr=dict(tau=.5, probe_lr=1.), ce=dict(epochs=500, lr=.8)),
+        simclr=dict(tau=.5, probe_lr=1.), ce=dict(epochs=500, lr=.8),
+        also=dict(dataset=("cifar10", "cifar100"))),
     small=dict(
         source="the bundled digits in about a minute", fidelity="ours",
         every=TABLE1 | dict(arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
@@ -173,8 +174,8 @@ def from_notebook(names):
 # %% ../nbs/00_config.ipynb #43e0badb
 def departures(cfg):
     "The fields in which `cfg` is not its preset, with both values."
-    preset = layered(dict(method=cfg.method, dataset=cfg.dataset, preset=cfg.preset))
     also = PRESETS[cfg.preset].get("also", {})
+    preset = layered(dict(method=cfg.method, preset=cfg.preset, dataset=also.get("dataset", ["digits"])[0]))
     free = {"seed", "data_dir", "download", "device", "precision", "compile", "save_seconds"}
     unlike = {k: (preset[k], v) for k, v in asdict(cfg).items() if v != preset[k] and k not in free}
     return {k: both for k, both in unlike.items() if both[1] not in also.get(k, ())}

@@ -47,7 +47,7 @@ def complete_command(argv):
         path.parent.mkdir(parents=True, exist_ok=True)
         argv.append(str(path))
         near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        atexit.register(lambda: print(f"executed notebook  {near}", file=sys.stderr))
+        atexit.register(lambda: print(f"notebook           {near}", file=sys.stderr))
 
 complete_command(sys.argv)
 

@@ -75,6 +75,7 @@ def curves(folder, path=None):
     axes[0, 2].plot(range(1, len(curve) + 1), [100*v for v in curve], color=colours(2)[1])
     axes[0, 2].set(xlabel="probe epoch", title="linear probe, test accuracy (%)")
     for ax in axes[0]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes[0][:2]: ax.set_visible(bool(rows))   # an untrained network has no curves
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #7f98b5ed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'complete', 'shown', 'run_folders', 'default_run', 'find_run', 'data_of', 'latest', 'side_by_side',
-           'run_table', 'probe_table', 'announced', 'closing']
+           'run_table', 'probe_table', 'seen_table', 'announced', 'closing']
 
 # %% ../nbs/10_results.ipynb #044f797f
 import pandas as pd
@@ -85,7 +85,7 @@ def run_table(folders):
         cfg, told, config = read_config(folder), read_json(folder/"metrics.json"), read_json(folder/"config.json")
         fixed = dict(method=cfg.method, dataset=cfg.dataset, arch=cfg.arch, mixer=cfg.mixer, seed=cfg.seed, epochs=cfg.epochs)
         changed = ", ".join(sorted(config["departures"]))
-        recipe = dict(preset=cfg.preset, fidelity="changed" if changed else config["fidelity"], changed=changed)
+        recipe = dict(preset=cfg.preset, fidelity=config["fidelity"], changed=changed)
         cost = dict(images_seen=told["images_seen"], seconds=round(told["seconds"], 1), run=told["run"])
         rows += [fixed | row | recipe | cost for row in told["rows"]]
     return pd.DataFrame(rows)
@@ -93,8 +93,17 @@ def run_table(folders):
 # %% ../nbs/10_results.ipynb #d396be41
 def probe_table(folder):
     "A row per linear probe of a run: its settings, its last and its best accuracy."
-    results = [read_json(path) for path in sorted(folder.glob("linear*.json"))]
-    return pd.DataFrame([result["probe"] | dict(last=result["curve"][-1], best_test=max(result["curve"])) for result in results])
+    rows = []
+    for path in sorted(folder.glob("linear*.json")):
+        result = read_json(path)
+        whose = dict(probe="the run's own" if path.stem == "linear" else "another")
+        rows.append(whose | result["probe"] | dict(last=result["curve"][-1], best_test=max(result["curve"])))
+    return pd.DataFrame(rows)
+
+def seen_table(folders, results):
+    "A row per t-SNE panel: the run it shows and the numbers that stand for it."
+    return pd.DataFrame([dict(panel=name, run=folders[name].name, silhouette=result["rows"][0]["value"], knn20=result["knn20"])
+                         for name, result in results.items()])
 
 # %% ../nbs/10_results.ipynb #2d554fb5
 def announced(table, *lines):

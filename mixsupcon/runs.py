@@ -152,8 +152,9 @@ def open_run(cfg, data, root=None):
     "The run's folder, locked, with its config written down."
     folder = run_folder(cfg, data, root)
     lock(folder)
-    preset = {key: PRESETS[cfg.preset][key] for key in ("source", "fidelity")}
-    told = dict(config=asdict(cfg), identity=identity(cfg, data), data=data, departures=departures(cfg)) | preset
+    preset, changed = PRESETS[cfg.preset], departures(cfg)
+    told = dict(config=asdict(cfg), identity=identity(cfg, data), data=data, source=preset["source"],
+                fidelity="changed" if changed else preset["fidelity"], departures=changed)
     if (folder/"config.json").exists():
         known = read_json(folder/"config.json")
         if known["identity"] != told["identity"]: raise RunError(f"{folder} belongs to another run: {differences(known, told)}")

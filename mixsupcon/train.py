@@ -193,6 +193,7 @@ def pretrain(cfg, data, root=None):
         else:
             visit(folder)
             learner = Learner(cfg, data, device_of(cfg))
+            tell(f"{cfg.method} on {len(data.train_x):,} images of {cfg.dataset}: {cfg.arch}, {cfg.epochs} epochs (preset {cfg.preset}), {cfg.device}")
             told = dict(identity=identity(cfg, data_hash), config=asdict(cfg), data=data_hash)
             finish(cfg, learner, folder, data, train(cfg, learner, folder, data, told))
     finally: unlock(folder)

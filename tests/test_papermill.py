@@ -83,7 +83,7 @@ def test_a_whole_run_twice(project):
     assert {row["protocol"] for row in metrics["rows"]} == {"lin_supcontrast", "knn5", "knn20", "knn200", "tsne"}
     assert {"config.json", "env.json", "log.jsonl", "encoder.safetensors", "curves.png", "tsne.png", "confusion.png", "views.png"} <= {p.name for p in folder.iterdir()}
     assert re.search(r"epoch 1/1 +loss [\d.]+ +[\d,]+ views/s +0:00 left", first.stderr)
-    for said in ("lin_supcontrast", f"run folder         outputs/runs/{folder.name}", f"{folder.name}/tsne.png", "executed notebook  outputs/notebooks/run_experiment-method=mixsupcon"):
+    for said in ("lin_supcontrast", f"run folder         outputs/runs/{folder.name}", f"{folder.name}/tsne.png", "notebook           outputs/notebooks/run_experiment-method=mixsupcon"):
         assert said in first.stderr
     notebook, = (project/"outputs"/"notebooks").iterdir()
     shown = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
@@ -93,8 +93,10 @@ def test_a_whole_run_twice(project):
     assert again.returncode == 0 and "trained before" in again.stderr
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")} == kept
     probe = run(project, "nbs/linear_eval.ipynb", *"-p probe_lr 1.0 -p probe_epochs 2".split())   # the other notebooks find that run
-    assert probe.returncode == 0 and re.search(r" 2 +256 +1\.0000 +step", probe.stderr) and len(list(folder.glob("linear*.json"))) == 2
-    assert run(project, "nbs/tsne.ipynb").returncode == 0 and (project/"outputs"/"tsne-digits.png").stat().st_size > 10_000
+    assert probe.returncode == 0 and re.search(r"another +2 +256 +1\.0000 +step", probe.stderr) and len(list(folder.glob("linear*.json"))) == 2
+    seen = run(project, "nbs/tsne.ipynb")
+    assert seen.returncode == 0 and folder.name in seen.stderr and "outputs/tsne-digits.png" in seen.stderr
+    assert (project/"outputs"/"tsne-digits.png").stat().st_size > 10_000
     wrong = run(project, "nbs/linear_eval.ipynb", "-p", "run", "nowhere")
     assert wrong.returncode != 0 and "RunError: no trained run 'nowhere'" in wrong.stderr
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KINDS', 'DEFAULTS', 'TABLE1', 'PRESETS', 'RANGES', 'WORDS', 'Refusal', 'ConfigError', 'choose', 'refused', 'Config',
            'coerce', 'shares', 'checked', 'layered', 'configure', 'amended', 'assigned', 'parameters', 'from_notebook',
-           'departures', 'identity', 'stream', 'project']
+           'departures', 'identity', 'stream', 'seeded', 'project']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import ast, difflib, hashlib, json, math, unicodedata
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -191,6 +192,13 @@ def stream(seed, purpose, step=0):
     "The generator of all that is drawn for `purpose` at `step`."
     key = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+@contextmanager
+def seeded(seed, purpose):
+    "torch's own random numbers, which layers are born from, for `purpose`; nobody else's are touched."
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream(seed, purpose).initial_seed())
+        yield
 
 # %% ../nbs/00_config.ipynb #c1113a99
 def project():

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, silhouette_score
 from torch.nn import functional as F
 
 from .augment import Draw, draw_views, normalised, views
-from .config import Refusal, stream
+from .config import Refusal, seeded, stream
 from .methods import METHODS
 from .runs import digest, once, read_config, read_json
 from .train import device_of, learning_rate, load_net
@@ -57,9 +57,7 @@ KNN = dict(knn5=dict(k=5), knn20=dict(k=20, tau=.07), knn200=dict(k=200, tau=.1)
 # %% ../nbs/09_evaluate.ipynb #9ddc75b4
 def linear_probe(train_h, train_y, test_h, test_y, classes, cfg):
     "Test accuracy after each epoch of training a linear layer, and the last predictions."
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(cfg.seed, "probe init").initial_seed())
-        layer = torch.nn.Linear(test_h.shape[1], classes).to(test_h.device)
+    with seeded(cfg.seed, "probe init"): layer = torch.nn.Linear(test_h.shape[1], classes).to(test_h.device)
     optimizer, curve = torch.optim.SGD(layer.parameters(), cfg.probe_lr, momentum=.9), []
     for epoch in range(1, cfg.probe_epochs + 1):
         h = train_h(epoch)   # (N, F)
@@ -133,15 +131,15 @@ def probed(trained, probe):
                 confusion=matrix.tolist(), classes=trained.data.classes)
 
 def linear_of(trained, probe=None):
-    "The linear results of a trained, by its own probe or by that of another config."
-    own = probe_fields(trained.cfg)
-    told = probe_fields(probe or trained.cfg)
-    name = "linear" if told == own else f"linear-{digest(repr(told).encode())[:8]}"
-    return once(trained.folder, name, lambda: probed(trained, probe or trained.cfg))
+    "The linear results of a run, by its own probe or by that of another config."
+    probe = probe or trained.cfg
+    told = probe_fields(probe)
+    name = "linear" if told == probe_fields(trained.cfg) else f"linear-{digest(repr(told).encode())[:8]}"
+    return once(trained.folder, name, lambda: probed(trained, probe))
 
 # %% ../nbs/09_evaluate.ipynb #14ac9c0c
 def knn_of(trained):
-    "The nearest-neighbour results of a trained."
+    "The nearest-neighbour results of a run."
     def make():
         rows = []
         for protocol, how in KNN.items():

@@ -9,11 +9,11 @@ __all__ = ['BACKBONES', 'HEADS', 'resnet', 'stage', 'resnet8', 'mlp', 'Net', 'ma
 from collections import OrderedDict
 from functools import partial
 
-import torch, torchvision
+import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from .config import choose, stream
+from .config import choose, seeded
 
 # %% ../nbs/06_models.ipynb #577a320b
 def resnet(build, image_size):
@@ -67,7 +67,6 @@ class Net(nn.Module):
 # %% ../nbs/06_models.ipynb #42433549
 def make_net(arch, image_size, head, out, seed):
     "A fresh `Net`, the same for the same seed; nobody else's random numbers are touched."
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(seed, "init").initial_seed())
+    with seeded(seed, "init"):
         encoder = choose(BACKBONES, arch, "arch")(image_size)
         return Net(encoder, HEADS[head](encoder.width, out))

@@ -176,8 +176,8 @@ def read_config(folder):
 # %% ../nbs/01_runs.ipynb #be5a9461
 def visit(folder):
     "A line in `env.json` for this session's work on the run, if it is not the last one again."
-    past = read_json(folder/"env.json") if (folder/"env.json").exists() else []
-    if past[-1:] != [environment()]: write_json(folder/"env.json", past + [environment()])
+    past, now = read_json(folder/"env.json") if (folder/"env.json").exists() else [], environment()
+    if past[-1:] != [now]: write_json(folder/"env.json", past + [now])
 
 # %% ../nbs/01_runs.ipynb #07ac30fb
 def once(folder, name, make):

@@ -42,11 +42,11 @@ def refused(f, *args, **kwargs):
 class Config:
     "One run, whole: what learns, from what, how, and how it is measured."
     method: str; dataset: str; arch: str; preset: str; seed: int
-    data_dir: str; download: str; image_size: int
+    data_dir: str; download: str; image_size: int; train_images: int
     epochs: int; batch_size: int; lr: float; weight_decay: float
     schedule: str; milestones: str; decay: float; warmup_epochs: int
     crop_min: float; flip: float; jitter: float; gray: float
-    mixer: str; alpha: float; lam_per: str; partner: str
+    mixer: str; mixer_odds: str; alpha: float; lam_per: str; partner: str; pot: str; mix_weight: float; mix_tau: float
     tau: float; base_tau: float; denominator: str; normalizer: str; label_sim: str; empty: str; include_self: str
     probe_epochs: int; probe_batch_size: int; probe_lr: float; probe_schedule: str; probe_milestones: str; probe_decay: float
     device: str; precision: str; compile: str; save_seconds: float
@@ -57,12 +57,14 @@ KINDS = {field.name: field.type for field in fields(Config)}
 # %% ../nbs/00_config.ipynb #7f6bdc7a
 DEFAULTS = dict(
     every=dict(
-        method="mixsupcon", dataset="digits", seed=0, data_dir="data", download="never", image_size=0,
-        mixer="none", alpha=1., lam_per="sample", partner="perm",
+        method="mixsupcon", dataset="digits", seed=0, data_dir="data", download="never", image_size=0, train_images=0,
+        mixer="none", mixer_odds="", alpha=1., lam_per="sample", partner="perm", pot="2n", mix_weight=1., mix_tau=.05,
         base_tau=0., denominator="row", normalizer="pairs", label_sim="dot", empty="skip", include_self="no",
         device="auto", precision="auto", compile="off", save_seconds=60.),
     supcon=dict(normalizer="anchor"),   # its authors' L_out
     mixsupcon=dict(mixer="mixup", partner="cross_view"),
+    genscl=dict(mixer="mixup cutmix", lam_per="batch", label_sim="cosine", normalizer="anchor"),
+    mixco=dict(mixer="mixup", partner="halves"),
     ce=dict(jitter=0., gray=0.))
 
 # %% ../nbs/00_config.ipynb #eeee78ed
@@ -78,10 +80,10 @@ PRESETS = dict(
         every=TABLE1, ce=dict(epochs=500, lr=.2),                                  # Table 3
         also=dict(arch=("resnet34", "resnet50"), dataset=("cifar10", "cifar100"))),
     readme=dict(
-        source="SupContrast's README: 96.0 / 76.5 (SupCon), 93.6 / 70.7 (SimCLR), 95.0 / 75.3 (ce)", fidelity="released",
+        source="READMEs of SupContrast: 96.0 / 76.5 (SupCon), 93.6 / 70.7 (SimCLR), 95.0 / 75.3 (ce); and of GenSCL: 97.3 / 82.8", fidelity="released",
         every=TABLE1 | dict(arch="resnet50", batch_size=1024, lr=.5, schedule="cosine", tau=.1, base_tau=.07, warmup_epochs=10,
                             probe_batch_size=512, probe_lr=5.),
-        simclr=dict(tau=.5, probe_lr=1.), ce=dict(epochs=500, lr=.8),
+        simclr=dict(tau=.5, probe_lr=1.), genscl=dict(epochs=500), ce=dict(epochs=500, lr=.8),
         also=dict(dataset=("cifar10", "cifar100"))),
     small=dict(
         source="the bundled digits in about a minute", fidelity="ours",
@@ -100,24 +102,25 @@ def coerce(name, value, kind):
 
 # %% ../nbs/00_config.ipynb #76842bb0
 RANGES = dict(   # lowest, highest
-    seed=(0, 2**31 - 1), image_size=(0, 1024), epochs=(0, 10**6), batch_size=(2, 10**6), lr=(0, 1e3), weight_decay=(0, 10),
+    seed=(0, 2**31 - 1), image_size=(0, 1024), train_images=(0, 10**9), epochs=(0, 10**6), batch_size=(2, 10**6), lr=(0, 1e3), weight_decay=(0, 10),
     decay=(1e-6, 1), warmup_epochs=(0, 10**6), crop_min=(1e-3, 1), flip=(0, 1), jitter=(0, 1), gray=(0, 1),
-    alpha=(1e-3, 1e3), tau=(1e-3, 10), base_tau=(0, 10), save_seconds=(0, 10**9),
+    alpha=(1e-3, 1e3), mix_weight=(0, 1e3), mix_tau=(1e-3, 10), tau=(1e-3, 10), base_tau=(0, 10), save_seconds=(0, 10**9),
     probe_epochs=(1, 10**6), probe_batch_size=(2, 10**6), probe_lr=(0, 1e4), probe_decay=(1e-6, 1))
 
 WORDS = dict(
     download=("never", "missing"), schedule=("step", "cosine"), probe_schedule=("step", "cosine"), lam_per=("sample", "batch"),
+    pot=("2n", "n", "clean"),
     denominator=("row", "global"), normalizer=("pairs", "anchor"), label_sim=("dot", "cosine", "hard", "instance"),
     empty=("skip", "zero"), include_self=("no", "yes"),
     device=("auto", "cpu", "cuda"), precision=("auto", "float32", "bfloat16"), compile=("off", "on"))
 
 # %% ../nbs/00_config.ipynb #e0f7df53
-def shares(milestones):
+def shares(words, what="milestones are shares of the epochs"):
     "The numbers in `'.7 .8 .9'`."
-    try: values = [float(word) for word in milestones.split()]
+    try: values = [float(word) for word in words.split()]
     except ValueError: values = [math.nan]
     if all(0 < v <= 1 for v in values): return values
-    raise ConfigError(f"milestones are shares of the epochs such as '.7 .8 .9', not {milestones!r}")
+    raise ConfigError(f"{what} such as '.7 .8 .9', not {words!r}")
 
 # %% ../nbs/00_config.ipynb #7b665ece
 def checked(cfg):
@@ -126,7 +129,7 @@ def checked(cfg):
         value = getattr(cfg, name)
         if not low <= value <= high: raise ConfigError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
     for name, words in WORDS.items(): choose(dict.fromkeys(words), getattr(cfg, name), name)
-    shares(cfg.milestones), shares(cfg.probe_milestones)
+    shares(cfg.milestones), shares(cfg.probe_milestones), shares(cfg.mixer_odds, "mixer_odds are shares")
     if cfg.warmup_epochs > cfg.epochs: raise ConfigError(f"warmup_epochs={cfg.warmup_epochs} is longer than epochs={cfg.epochs}")
     return cfg
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DataError', 'Data', 'labelled', 'assembled', 'fingerprint', 'sized', 'digits', 'published', 'members',
-           'Arrays', 'arrays', 'batch', 'cifar', 'listing', 'decoded', 'stacked', 'folder', 'load_data']
+           'Arrays', 'arrays', 'batch', 'cifar', 'listing', 'decoded', 'stacked', 'folder', 'fewer', 'load_data']
 
 # %% ../nbs/02_data.ipynb #4ae47b73
 import hashlib, io, os, pickle, tarfile, zlib
@@ -17,13 +17,14 @@ import numpy as np, torch
 from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch.nn.functional import one_hot
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import find_classes, make_dataset
 from torchvision.datasets.utils import download_url
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
-from .config import Refusal, choose, project
+from .config import Refusal, choose, project, stream
 from .runs import write
 
 # %% ../nbs/02_data.ipynb #40b30c82
@@ -189,6 +190,16 @@ def folder(data_dir, image_size, download, cache=None):
         write(kept, save(tensors))
     return assembled(**load(kept.read_bytes()), classes=classes)
 
+# %% ../nbs/02_data.ipynb #a50ca2cd
+def fewer(data, n, gen):
+    "`data` with `n` of its training images, as evenly from the classes as they have them."
+    if n > len(data.train_y): raise DataError(f"train_images={n:,} are more than the {len(data.train_y):,} there are")
+    if n < 2*len(data.classes): raise DataError(f"train_images={n} are fewer than two for each of {len(data.classes)} classes")
+    order = torch.randperm(len(data.train_y), generator=gen)
+    place = one_hot(data.train_y[order]).cumsum(0).gather(1, data.train_y[order][:, None])[:, 0]   # the how-manieth of its class
+    rows = order[place.argsort(stable=True)[:n]].sort()[0]
+    return data._replace(train_x=data.train_x[rows], train_y=data.train_y[rows])
+
 # %% ../nbs/02_data.ipynb #7abc3615
 DATASETS = dict(
     digits=digits,
@@ -199,4 +210,5 @@ DATASETS = dict(
 def load_data(cfg):
     "The `Data` that a `Config` names."
     place = project()/os.path.expanduser(cfg.data_dir)
-    return choose(DATASETS, cfg.dataset, "dataset")(place, cfg.image_size, cfg.download)
+    data = choose(DATASETS, cfg.dataset, "dataset")(place, cfg.image_size, cfg.download)
+    return fewer(data, cfg.train_images, stream(cfg.seed, "train images")) if cfg.train_images else data

@@ -61,9 +61,9 @@ class Learner:
         self.fast = torch.compile(self.net) if cfg.compile == "on" else self.net
         self.half = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16")
 
-    def __call__(self, x):
+    def __call__(self, x, since=0, until=None):
         "The network's output in float32; only the network is computed in half precision, never views, mixing or loss."
-        with self.half: return self.fast(x).float()
+        with self.half: return self.fast(x, since, until).float()
 
     def tensors(self):
         "All its tensors, by name."

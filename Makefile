@@ -1,11 +1,17 @@
-# make run   train MixSupCon on bundled images and draw what it learned
-# make test  everything continuous integration does
-# make lab   JupyterLab on the notebooks
+# make run    train MixSupCon on bundled images and draw what it learned
+# make test   everything continuous integration does
+# make paper  every table and figure: the grid of experiments, then outputs/report (SCALE=paper for the published recipe)
+# make report the same tables and figures from the runs that are there
+# make lab    JupyterLab on the notebooks
 
 PYTHON ?= python3
 BIN := .venv/bin
+SCALE ?= small
+CORES ?= all
+GPUS ?= 1
+MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
-.PHONY: run test lab setup
+.PHONY: run test paper report lab setup
 .DELETE_ON_ERROR:
 
 run: setup
@@ -16,6 +22,15 @@ test: setup
 	$(BIN)/ruff check --select F mixsupcon
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 0 --do_print
 	$(BIN)/pytest tests --ignore tests/test_repository.py
+
+# a second call goes on where the first stopped; what failed is named at the end, and the report is written all the same
+paper: setup
+	@$(BIN)/snakemake --cores $(CORES) --resources mem_mb=$(MEMORY) gpu=$(GPUS) --config scale=$(SCALE) \
+		--keep-going --rerun-incomplete --nolock --quiet rules reason host; ended=$$?; \
+	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE) && exit $$ended
+
+report: setup
+	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE)
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs

@@ -8,7 +8,7 @@ __all__ = ['HELD', 'RunError', 'write', 'write_json', 'read_json', 'log', 'read_
            'runs_root', 'run_folder', 'open_run', 'differences', 'read_config', 'visit', 'once']
 
 # %% ../nbs/01_runs.ipynb #5be115f7
-import fcntl, hashlib, json, os, platform, socket, subprocess, warnings
+import fcntl, hashlib, json, os, platform, socket, subprocess, time, warnings
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -65,16 +65,20 @@ def rewind(folder, rows):
 # %% ../nbs/01_runs.ipynb #9d313c98
 HELD = {}   # folder → open file; a lock lives as long as its file
 
-def lock(folder):
-    "This process as the only writer of `folder`."
-    folder = folder.resolve()
+def lock(folder, wait=0):
+    "This process as the only writer of `folder`, within `wait` seconds if another one is at it."
+    folder, until = folder.resolve(), time.monotonic() + wait
     if folder in HELD: return
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder/".lock", "a+")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        raise RunError(f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it or stop it") from None
+    while True:
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            if time.monotonic() >= until:
+                raise RunError(f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it or stop it") from None
+            time.sleep(.2)
+        else: break
     file.truncate(0), file.write(f"process {os.getpid()} on {socket.gethostname()}"), file.flush()
     HELD[folder] = file
 
@@ -148,10 +152,10 @@ def run_folder(cfg, data, root=None):
     "Where the run of `cfg` on the data with that hash lives."
     return runs_root(root)/f"{cfg.method}-{cfg.dataset}-{cfg.arch}-s{cfg.seed}-{identity(cfg, data)[:12]}"
 
-def open_run(cfg, data, root=None):
+def open_run(cfg, data, root=None, wait=0):
     "The run's folder, locked, with its config written down."
     folder = run_folder(cfg, data, root)
-    lock(folder)
+    lock(folder, wait)
     preset, changed = PRESETS[cfg.preset], departures(cfg)
     told = dict(config=asdict(cfg), identity=identity(cfg, data), data=data, source=preset["source"],
                 fidelity="changed" if changed else preset["fidelity"], departures=changed)

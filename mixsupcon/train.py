@@ -185,11 +185,11 @@ def train(cfg, learner, folder, data, told):
     return rows
 
 # %% ../nbs/08_train.ipynb #5b7d14c1
-def pretrain(cfg, data, root=None):
-    "The run folder of `cfg`, under `root` or the project's outputs, trained to the end."
+def pretrain(cfg, data, root=None, wait=0):
+    "The run folder of `cfg`, under `root` or the project's outputs, trained to the end; `wait` seconds for another process at it."
     checked_names(cfg)
     cfg, data_hash = settled(cfg), fingerprint(data)
-    folder = open_run(cfg, data_hash, root)
+    folder = open_run(cfg, data_hash, root, wait)
     try:
         if (folder/"training.json").exists(): tell("trained before: the weights in the run folder are used")
         else:

@@ -61,12 +61,12 @@ def mixup(xa, xb, lam, gen):
     return fourfold(lam)*xa + fourfold(1 - lam)*xb, lam
 
 # %% ../nbs/04_mixers.ipynb #95652cb3
-def boxes(lam, size, gen):
-    "Clipped boxes (top, bottom, left, right) of about `1-lam` of images of `size` (H, W)."
+def boxes(cut, size, gen):
+    "Clipped boxes (top, bottom, left, right) with about the share `cut` of the sides of images of `size` (H, W)."
     edges = []
     for side in size:
-        half = (side*(1 - lam.double()).sqrt()).long()//2
-        centre = torch.randint(side, lam.shape, generator=gen).to(lam.device)
+        half = (side*cut).long()//2
+        centre = torch.randint(side, cut.shape, generator=gen).to(cut.device)
         edges += [(centre - half).clamp(min=0), (centre + half).clamp(max=side)]
     return edges
 
@@ -83,7 +83,7 @@ def within(edges, size, device):
 def cutmix(xa, xb, lam, gen):
     "A box of the other in the one."
     size = xa.shape[-2:]
-    return pasted(xa, xb, within(boxes(lam, size, gen), size, xa.device))
+    return pasted(xa, xb, within(boxes((1 - lam.double()).sqrt(), size, gen), size, xa.device))
 
 # %% ../nbs/04_mixers.ipynb #1052d617
 def squeezed(x, edges):
@@ -97,8 +97,8 @@ def squeezed(x, edges):
 
 def resizemix(xa, xb, lam, gen):
     "All of the other, small, in the one."
-    size, side = xa.shape[-2:], .1 + .7*(1 - lam)
-    edges = boxes(1 - side**2, size, gen)
+    size, side = xa.shape[-2:], .1 + .7*(1 - lam.double())
+    edges = boxes(side, size, gen)
     return pasted(xa, squeezed(xb, edges), within(edges, size, xa.device))
 
 # %% ../nbs/04_mixers.ipynb #833ed530
@@ -114,7 +114,7 @@ def fmix(xa, xb, lam, gen):
     size = xa.shape[-2:]
     field = landscape(len(lam), size, gen).to(xa.device).flatten(1)
     rank = field.argsort(descending=True).argsort()   # (N, H W), the highest first
-    exact, up = lam[:, None]*rank.shape[1], torch.rand(len(lam), 1, generator=gen).to(xa.device) < .5
+    exact, up = lam[:, None].double()*rank.shape[1], torch.rand(len(lam), 1, generator=gen).to(xa.device) < .5
     return pasted(xa, xb, (rank >= torch.where(up, exact.ceil(), exact.floor())).view(-1, *size))
 
 # %% ../nbs/04_mixers.ipynb #0d89e54b

@@ -54,7 +54,7 @@ def mixings(alphas):
     return dict(none=dict(mixer="none")) | rows | dict(inputmix=dict(mixer="inputmix"))
 
 # %% ../nbs/13_studies.ipynb #5c84267a
-SWITCHES = {   # of MixSupCon; the letters are those of the literature notebook, 05_losses
+SWITCHES = {   # of MixSupCon; A to E are the readings of its printed loss (05_losses), the rest are those of its mixing
     "as it is": {},
     "A: global denominator": dict(denominator="global"),
     "B: each anchor the same": dict(normalizer="anchor"),

@@ -3,12 +3,15 @@ from itertools import product
 
 import numpy as np
 import oracle
+import oracle_mixers
 import pytest
 import torch
 from mixsupcon.augment import hue, resampler
+from mixsupcon.config import configure, stream
 from mixsupcon.evaluate import knn
 from mixsupcon.losses import SIMILARITIES, contrastive, supcon
-from mixsupcon.mixers import cutmix
+from mixsupcon.methods import loss_of, mixing
+from mixsupcon.mixers import cutmix, draw_lam, fmix, inputmix, resizemix
 from mixsupcon.train import learning_rate
 
 
@@ -64,7 +67,7 @@ def test_cutmix():
         assert abs(share[i].item() - oracle.share(xa[i].numpy(), xb[i].numpy(), mixed[i].numpy())) < 1e-6
     lam, size = torch.linspace(0, 1, 40), (11, 16)
     from mixsupcon.mixers import boxes
-    drawn = torch.stack(boxes(lam, size, torch.Generator().manual_seed(1)), 1)
+    drawn = torch.stack(boxes((1 - lam.double()).sqrt(), size, torch.Generator().manual_seed(1)), 1)
     again = torch.Generator().manual_seed(1)
     centres = [torch.randint(side, lam.shape, generator=again) for side in size]
     for i in range(40):
@@ -107,3 +110,90 @@ def test_hue():
     for rgb, shift in zip(rng.random((50, 3)), rng.uniform(-.5, .5, 50)):
         ours = hue(torch.tensor(rgb)[None, :, None, None], torch.tensor(shift)).flatten()
         assert np.abs(ours.numpy() - np.array(oracle.hsv_hue_shift(rgb, shift))).max() < 1e-6
+
+
+def drawn(key, n=6, c=3, side=16):
+    x = torch.rand(2, n, c, side, side, generator=stream(0, "oracle images"), dtype=torch.float64)
+    return x[0], x[1], draw_lam(n, 1., stream(key, "lam")), stream(key, "draws"), stream(key, "draws")
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_resizemix(key):
+    "Boxes, squeezed partners and shares, image by image."
+    xa, xb, lam, gen, same = drawn(key)
+    mixed, share = resizemix(xa, xb, lam, gen)
+    centres = [torch.randint(16, lam.shape, generator=same).tolist() for _ in range(2)]
+    for i, (cy, cx) in enumerate(zip(*centres)):
+        box = oracle_mixers.resize_box(16, 16, .1 + .7*(1 - lam[i].item()), cy, cx)
+        assert np.array_equal(mixed[i].numpy(), oracle_mixers.resizemix(xa[i].numpy(), xb[i].numpy(), box))
+        assert np.isclose(share[i].item(), 1 - (box[1] - box[0])*(box[3] - box[2])/256)
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_fmix(key):
+    "The mask from the same white noise, by loops."
+    xa, xb, lam, gen, same = drawn(key)
+    mixed, share = fmix(xa, xb, lam, gen)
+    noise = torch.view_as_complex(torch.randn(6, 16, 9, 2, generator=same)).numpy()
+    up = torch.rand(6, 1, generator=same).numpy() < .5
+    for i in range(6):
+        mask = oracle_mixers.fmix_mask(noise[i], 16, 16, lam[i].item(), bool(up[i]))
+        assert np.array_equal(mixed[i].numpy(), oracle_mixers.fmix(xa[i].numpy(), xb[i].numpy(), mask)) and np.isclose(share[i].item(), mask.mean())
+
+
+def test_inputmix():
+    "Shares from Dirichlet(1, 1, 1), at least half one's own, and two images of the pool."
+    xa, xb, lam, gen, same = drawn(0)
+    mixed, share = inputmix(xa, xb, lam, gen)
+    drawn_ = -np.log(1 - torch.rand(3, 6, generator=same).double().numpy())
+    d = drawn_/drawn_.sum(0)
+    a, b = (torch.cat([xa, xb])[torch.randperm(12, generator=same)[:6]].numpy() for _ in range(2))
+    for i in range(6):
+        assert np.allclose(mixed[i].numpy(), oracle_mixers.inputmix(xa[i].numpy(), a[i], b[i], d[:, i]), atol=1e-6)
+    assert share.eq(1).all()
+
+
+def linear_net(x, since=0, until=None):
+    "A network of two linear parts, to be entered and left between them."
+    first, second = torch.randn(27, 27, generator=stream(0, "net 1"), dtype=torch.float64), torch.randn(27, 5, generator=stream(0, "net 2"), dtype=torch.float64)
+    h = x if since else (x.flatten(1) @ first).tanh().view(-1, 3, 3, 3)
+    return h if until else h.flatten(1) @ second
+
+
+@pytest.mark.parametrize("method", ["mixco", "genscl"])
+def test_related_losses(method):
+    "MixCo and GenSCL as rows of METHODS, against loops over the same mixtures."
+    v1, v2 = torch.randn(2, 6, 3, 3, 3, generator=stream(1, "views"), dtype=torch.float64)
+    y, cfg = torch.arange(6) % 3, configure(method=method, tau=.2, **(dict(mix_weight=.7, mix_tau=.05) if method == "mixco" else {}))
+    ours = loss_of(cfg, linear_net, v1, v2, y, 3, stream(0, "mix")).item()
+    mixed, _ = mixing(cfg, gen := stream(0, "mix"))
+    z = lambda x: linear_net(x.double()).numpy()
+    if method == "mixco":
+        x, w = mixed(v1, v1)
+        assert torch.equal(w[:3].gt(0).nonzero()[:, 1], torch.tensor([0, 3, 1, 4, 2, 5]))
+        theirs = oracle_mixers.mixco(z(v1), z(v2), z(x[:3]), w.diag()[:3].double().numpy(), .2, .05, .7)
+    else:
+        (xa, wa), (xb, wb) = mixed(v1, v2), mixed(v2, v1)
+        assert len(wa.diag().unique()) <= 2 and not torch.equal(wa, wb), "one weight a batch, and each view its own"
+        onehot = torch.eye(3)[y]
+        theirs = oracle_mixers.genscl(z(xa), z(xb), (wa @ onehot).numpy(), (wb @ onehot).numpy(), .2)
+    assert abs(ours - theirs) < 1e-5*abs(theirs)   # the mixing matrix is float32
+
+
+def test_manifoldmix():
+    "Both views go through the first part, are mixed there, and go on."
+    cfg = configure(mixer="manifoldmix", seed=0)
+    step = next(i for i in range(50) if mixing(cfg, stream(i, "mix"))[1])
+    v1, v2 = torch.randn(2, 4, 3, 3, 3, generator=stream(1, "views"), dtype=torch.float64)
+    seen = []
+
+    def net(x, since=0, until=None):
+        out = linear_net(x, since, until)
+        seen.append(out)
+        return out
+    loss_of(cfg, net, v1, v2, torch.arange(4) % 2, 2, stream(step, "mix"))
+    mixing(cfg, gen := stream(step, "mix"))   # what is drawn before
+    (lam_a, p), (lam_b, q) = ((draw_lam(4, 1., gen), torch.randperm(4, generator=gen)) for _ in range(2))
+    f1, f2 = (lambda x: linear_net(torch.as_tensor(x)[None], until=1)[0].numpy()), (lambda h: linear_net(torch.as_tensor(h)[None], since=1)[0].numpy())
+    theirs = oracle_mixers.manifold(f1, f2, v1.numpy(), v2.numpy(), p, q, lam_a.numpy(), lam_b.numpy())
+    assert np.allclose(seen[-1].numpy(), np.array(theirs), atol=1e-6)

@@ -80,7 +80,7 @@ def test_a_whole_run_twice(project):
     assert first.returncode == 0, first.stderr[-2000:]
     folder, = (project/"outputs"/"runs").iterdir()
     metrics = json.loads((folder/"metrics.json").read_text())
-    assert {row["protocol"] for row in metrics["rows"]} == {"lin_supcontrast", "knn5", "knn20", "knn200", "tsne"}
+    assert {row["protocol"] for row in metrics["rows"]} == {"lin_supcontrast", "knn5", "knn20", "knn200", "features"}
     assert {"config.json", "env.json", "log.jsonl", "encoder.safetensors", "curves.png", "tsne.png", "confusion.png", "views.png"} <= {p.name for p in folder.iterdir()}
     assert re.search(r"epoch 1/1 +loss [\d.]+ +[\d,]+ views/s +0:00 left", first.stderr)
     for said in ("lin_supcontrast", f"run folder         outputs/runs/{folder.name}", f"{folder.name}/tsne.png", "notebook           outputs/notebooks/run_experiment-method=mixsupcon"):

@@ -18,11 +18,11 @@ import numpy as np, pandas as pd
 
 from .config import project
 from .plots import (
-    against_time, confusions, differences_from, heat_map, learning, mixtures, picture, probe_learning)
+    against_time, confusions, differences_from, drawn, heat_map, learning, mixtures, picture, probe_learning)
 from .results import announced, shown
 from .runs import read_json, write
 from .statistics import holm, interval_of, p_of, sentence
-from .studies import SCALES, found, plan, studies, waiting
+from .studies import SCALES, asked, found, job_name, notebooks, plan, studies, waiting
 
 # %% ../nbs/14_report.ipynb #cc482b1c
 NUMBERS = {   # column → protocol, metric, selection
@@ -66,7 +66,7 @@ def study_table(values, study):
 def spread(mean, std, digits=1):
     "`88.1 ± 0.9`, or what there is of it."
     if np.isnan(mean): return "–"
-    return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
+    return f"{mean:,.{digits}f}" + ("" if not std > 0 else f" ± {std:.{digits}f}")
 
 def p_word(p):
     "`.012` or `< .001`."
@@ -159,22 +159,22 @@ def one_each(runs):
 # %% ../nbs/14_report.ipynb #921093e2
 def figures(values, tables):
     "The figures of a scale by name, each with its title, as far as its runs are there."
-    drawn, linear = {}, values[values.study == "linear"]
+    all_, linear = {}, values[values.study == "linear"]
     for data in linear["data"].unique():
         folders = by_row(linear, data)
         if not folders: continue
         tag = f"-{data.replace(' ', '-')}" if linear["data"].nunique() > 1 else ""
         for how, named in (("tsne", "t-SNE"), ("umap", "UMAP")):
             seen = pictures_of(folders, how)
-            if seen: drawn[f"{how}{tag}"] = f"{named} of the test images, {data}, first seed", picture(seen)
-        drawn[f"loss{tag}"] = f"Training loss, {data}", learning(folders)
-        drawn[f"probe{tag}"] = f"Linear probe by epoch, {data}", probe_learning(folders)
-        drawn[f"confusion{tag}"] = f"Confusion matrices, {data}, all seeds", confusions(folders)
+            if seen: all_[f"{how}{tag}"] = f"{named} of the test images, {data}, first seed", picture(seen)
+        all_[f"loss{tag}"] = f"Training loss, {data}", learning(folders)
+        all_[f"probe{tag}"] = f"Linear probe by epoch, {data}", probe_learning(folders)
+        all_[f"confusion{tag}"] = f"Confusion matrices, {data}, all seeds", confusions(folders)
     for name in ("mixers", "switches", "comparison"):
         part = values[(values.study == name) & (values.state == "complete")]
         if name not in tables or tables[name].p.notna().sum() == 0: continue
-        drawn |= of_study(name, part, tables[name])
-    return drawn
+        all_ |= of_study(name, part, tables[name])
+    return all_
 
 def of_study(name, part, table):
     "The figures of one study."
@@ -184,9 +184,9 @@ def of_study(name, part, table):
         costs = {row: (rows.seconds, rows.linear) for row, rows in part.groupby("row", sort=False)}
         return dict(comparison=("Related methods", differences_from(table, baseline)),
                     time=("Accuracy and its cost", against_time(costs)))
-    drawn, seen = dict(mixers=("Mixer and α", heat_map(table))), one_each(first_with(by_row(part, part["data"].iloc[0]), "views.safetensors"))
-    if seen: drawn["mixtures"] = "The first images of the first seed, mixed; beneath, what the label becomes", mixtures(seen)
-    return drawn
+    seen = one_each(first_with(by_row(part, part["data"].iloc[0]), "views.safetensors"))
+    below = "The first images of the first seed, mixed; beneath, what the label becomes"
+    return dict(mixers=("Mixer and α", heat_map(table))) | (dict(mixtures=(below, mixtures(seen))) if seen else {})
 
 # %% ../nbs/14_report.ipynb #41c7ac0f
 def anchor(study, data, row):
@@ -274,13 +274,14 @@ def results(scale, only=(), root=None):
     words["cost"] = "Cost", cost(values.drop_duplicates(["data", "row"] + ["seed"])), "As measured on the machines named below."
     return Results(scale, values, foreign, tables, words)
 
-def absent(values):
-    "The planned runs that are not there, what is the matter, and where to look."
-    gone = values[values.state != "complete"].assign(folder=lambda t: [folder.name if folder else "" for folder in t.folder])
-    rows = [dict(zip(("study", "data", "row", "state"), key)) | dict(
-        seeds=" ".join(map(str, part.seed)), folders=" ".join(filter(None, part.folder))) for key, part in gone.groupby(
-            ["study", "data", "row", "state"], sort=False)]
-    return pd.DataFrame(rows, columns=["study", "data", "row", "state", "seeds", "folders"])
+def absent(scale, values):
+    "The planned runs that are not there, what is the matter, and the folders and the notebook that show it."
+    gone, rows, made = values[values.state != "complete"], [], notebooks(scale)
+    for key, part in gone.groupby(["study", "data", "row", "state"], sort=False):
+        which = {job_name(made[asked(scale, planned)[0]]): None for planned in part.itertuples()}
+        rows.append(dict(zip(("study", "data", "row", "state"), key)) | dict(
+            seeds=" ".join(map(str, part.seed)), folders=" ".join(folder.name for folder in part.folder if folder), notebook=" ".join(which)))
+    return pd.DataFrame(rows, columns=["study", "data", "row", "state", "seeds", "folders", "notebook"])
 
 # %% ../nbs/14_report.ipynb #1a523979
 def latex(words):
@@ -306,12 +307,10 @@ def write_tables(told, out):
 
 def draw_all(told, out):
     "Every figure as PNG and PDF; the titles by name."
-    drawn = figures(told.values, told.tables)
-    (out/"figures").mkdir(parents=True, exist_ok=True)
-    for name, (title, fig) in drawn.items():
-        fig.savefig(out/"figures"/f"{name}.png", dpi=160, metadata={"Software": None})
-        fig.savefig(out/"figures"/f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return {name: title for name, (title, fig) in drawn.items()}, drawn
+    all_ = figures(told.values, told.tables)
+    for name, (title, fig) in all_.items():
+        for kind in ("png", "pdf"): write(out/"figures"/f"{name}.{kind}", drawn(fig, kind))
+    return {name: title for name, (title, fig) in all_.items()}, all_
 
 # %% ../nbs/14_report.ipynb #f7275219
 GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixers=("mixers", "mixtures"),
@@ -319,7 +318,7 @@ GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixe
 
 def page(told, titles, out):
     "The page of a scale."
-    gone, parts = absent(told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds. "
+    gone, parts = absent(told.scale, told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds. "
         "Accuracies in per cent on the test set; the headline is the last epoch of the linear probe (lin_supcontrast). "
         "“best test” was chosen with the test set and is there for comparison with papers that do so. A cell leads to its runs.")]
     state = f"{(told.values.state == 'complete').sum()} of {len(told.values)} planned cells are there."
@@ -340,15 +339,16 @@ def write_report(scale, root=None, out=None):
     "Writes the report of a scale to `out`, or to outputs/report; what it says, and its figures."
     out, told = out or project()/"outputs"/"report"/scale, results(scale, root=root)
     write_tables(told, out)
-    titles, drawn = draw_all(told, out)
+    titles, all_ = draw_all(told, out)
     write(out/"index.html", page(told, titles, out).encode())
-    return told, drawn, out
+    return told, all_, out
 
 # %% ../nbs/14_report.ipynb #d92b261e
 def closing(told, out):
     "How much of the plan is there, in the notebook and on the terminal, with what to do about the rest."
-    gone, notebooks = absent(told.values), project()/"outputs"/"notebooks"/told.scale
-    there = (told.values.state == "complete").sum()
-    lines = [f"{there} of {len(told.values)} planned cells", *(f"{title}: {said}" for title, _, said in told.words.values() if said.endswith("seeds.")),
-             *(["what went wrong is in " + shown(notebooks)] if len(gone) else []), f"report             {shown(out/'index.html')}"]
-    return announced(gone if len(gone) else pd.DataFrame(dict(missing=["nothing"])), *lines)
+    gone, where = absent(told.scale, told.values), project()/"outputs"/"notebooks"/told.scale
+    lines = [f"{told.words[name][0]}: {told.words[name][2]}" for name in told.tables]
+    lines += [f"look into          {shown(where/name)}.ipynb" for name in dict.fromkeys(" ".join(gone.notebook).split())]
+    lines.append(f"report             {shown(out/'index.html')}")
+    there = f"{(told.values.state == 'complete').sum()} of {len(told.values)} planned cells are there"
+    return announced(gone if len(gone) else pd.DataFrame({there: ["nothing is missing"]}), there, *lines)

@@ -15,7 +15,7 @@ def p_of(differences):
     d = np.asarray(differences, float)
     if len(d) < 2: return float("nan")
     mean = lambda a, b, axis: (a - b).mean(axis)
-    exact = 2**len(d) if len(d) <= 13 else 9999
+    exact = 2**len(d) if len(d) <= 16 else 9999   # beyond, as many random patterns
     return float(permutation_test((d, 0*d), mean, permutation_type="samples", vectorized=True, n_resamples=exact, rng=0).pvalue)
 
 # %% ../nbs/12_statistics.ipynb #8eb6139b

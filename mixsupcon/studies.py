@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SCALES', 'SWITCHES', 'RELATED', 'MACHINE', 'Scale', 'Study', 'methods', 'mixings', 'studies', 'Planned',
-           'plan', 'waiting', 'wanted', 'state_of', 'folders_there', 'found', 'Job', 'job_name', 'jobs', 'performed']
+           'plan', 'waiting', 'wanted', 'state_of', 'folders_there', 'found', 'Job', 'job_name', 'asked', 'notebooks',
+           'jobs', 'performed']
 
 # %% ../nbs/13_studies.ipynb #2088f0d4
 from dataclasses import asdict, replace
@@ -31,7 +32,7 @@ CIFAR = [(data, arch) for data in ("cifar10", "cifar100") for arch in ("resnet18
 
 SCALES = dict(
     small=Scale("fifty of the bundled digits, ResNet-8, 80 epochs", {"digits": dict(preset="few")},
-                alphas=(.2, .5, 1., 4.), seeds=10, together=10, device="cpu"),
+                alphas=(.2, 1., 4.), seeds=16, together=16, device="cpu"),
     paper=Scale("CIFAR, the recipe of the paper's Tables 1-3", {f"{d} {a}": dict(dataset=d, arch=a) for d, a in CIFAR},
                 alphas=(.1, .2, .4, .5, .8, 1., 2., 4.), seeds=3, together=1, device="cuda"))
 
@@ -69,7 +70,7 @@ SWITCHES = {   # of MixSupCon; A to E are the readings of its printed loss (05_l
     "N mixtures": dict(pot="n"),
     "2N mixtures and 2N clean": dict(pot="clean")}
 
-RELATED = methods("supcon", "simclr", "mixsupcon", "ce") | {
+RELATED = methods("simclr", "supcon", "mixsupcon", "ce") | {
     "ce + mixup": dict(method="ce", mixer="mixup"), "ce + cutmix": dict(method="ce", mixer="cutmix")
 } | methods("genscl", "mixco", "supclr_imix", "sup_npair_imix", "simclr_unmix", "amix")
 
@@ -78,7 +79,7 @@ def studies(scale):
     "The studies of a scale by name."
     alphas = choose(SCALES, scale, "scale").alphas
     found = dict(
-        linear=Study("Linear evaluation", methods("supcon", "simclr", "mixsupcon", "ce"), "supcon", everywhere=True),
+        linear=Study("Linear evaluation", methods("simclr", "supcon", "mixsupcon", "ce"), "supcon", everywhere=True),
         mixers=Study("Mixer and α", mixings(alphas), "none"),
         switches=Study("Switches of the loss and the mixing", SWITCHES, "as it is"),
         comparison=Study("Related methods", RELATED, "supcon"))
@@ -158,15 +159,27 @@ def job_name(parameters):
     words = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in parameters.items() if k not in ("device", "repeats")]
     return "-".join(words).replace(" ", "+")
 
+def asked(scale, planned):
+    "What a planned run's notebook is asked for: rows that ask for the same runs share one."
+    together = choose(SCALES, scale, "scale").together
+    first = planned.seed - planned.seed % together
+    return wanted(replace(planned.cfg, seed=first)), dict(seed=first, repeats=min(together, SCALES[scale].seeds - first))
+
+def notebooks(scale):
+    "The parameters of every notebook of a scale, by what it is asked for."
+    made = {}
+    for planned in plan(scale):
+        key, seeds = asked(scale, planned)
+        made.setdefault(key, planned.settings | seeds)
+    return made
+
 def jobs(scale, root=None):
     "The jobs of a scale by name."
-    together, made, done = choose(SCALES, scale, "scale").together, {}, {}
+    done = {}
     for planned in found(plan(scale), root)[0].itertuples():
-        first = planned.seed - planned.seed % together
-        asked = wanted(replace(planned.cfg, seed=first))   # rows that ask for the same runs share a notebook
-        made.setdefault(asked, planned.settings | dict(seed=first, repeats=min(together, SCALES[scale].seeds - first)))
-        done[asked] = done.get(asked, True) and planned.state == "complete"
-    return {job_name(parameters): Job(parameters, done[asked]) for asked, parameters in made.items()}
+        key, _ = asked(scale, planned)
+        done[key] = done.get(key, True) and planned.state == "complete"
+    return {job_name(parameters): Job(parameters, done[key]) for key, parameters in notebooks(scale).items()}
 
 def performed(scale, only, root=None):
     "Runs what is missing of the named studies, one after another."

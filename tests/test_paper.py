@@ -77,8 +77,8 @@ def test_what_is_missing_is_named(folders, tmp_path):
     others = page.split("Other folders")[1]
     assert "somebody&#x27;s notes" in others and len(told.foreign) == 2 and all(f.name.replace("'", "&#x27;") in others for f in told.foreign)
     seeds = told.words["linear"][1].set_index("row").seeds.to_dict()
-    assert seeds == {"supcon": "9 of 10", "simclr": "9 of 10", "mixsupcon": "10", "ce": "9 of 10"}
-    assert told.words["switches"][1].set_index("row").seeds["A: global denominator"] == "0 of 10"
+    assert seeds == {"supcon": "15 of 16", "simclr": "15 of 16", "mixsupcon": "16", "ce": "15 of 16"}
+    assert told.words["switches"][1].set_index("row").seeds["A: global denominator"] == "0 of 16"
 
 
 def test_every_cell_leads_to_its_runs(folders, tmp_path):

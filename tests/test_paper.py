@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mixsupcon.config import configure
-from mixsupcon.report import results, write_report
+from mixsupcon.report import write_report
 from mixsupcon.results import complete
 from mixsupcon.runs import open_run, unlock, write_json
 from mixsupcon.studies import found, plan
+from mixsupcon.tables import results
 
 ROOT, EXPECTED = Path(__file__).parents[1], Path(__file__).parent/"expected_report"
 

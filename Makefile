@@ -8,7 +8,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= small
 CORES ?= all
-GPUS ?= 1
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
 .PHONY: run test paper report lab setup
@@ -25,7 +24,7 @@ test: setup
 
 # a second call goes on where the first stopped; what failed is named at the end, and the report is written all the same
 paper: setup
-	@$(BIN)/snakemake --cores $(CORES) --resources mem_mb=$(MEMORY) gpu=$(GPUS) --config scale=$(SCALE) \
+	@$(BIN)/snakemake --cores $(CORES) --resources mem_mb=$(MEMORY) gpu=1 --config scale=$(SCALE) \
 		--keep-going --rerun-incomplete --nolock --quiet rules reason host; ended=$$?; \
 	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE) && exit $$ended
 

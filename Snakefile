@@ -29,8 +29,8 @@ for name, job in JOBS.items():
         output: touch(ENDED.format(name)),
         log: notebook=f"outputs/notebooks/{SCALE}/{name}.ipynb", text=f"outputs/notebooks/{SCALE}/{name}.txt",
         params: words=" ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in job.parameters.items()),
-        threads: 1
-        resources: mem_mb=1500, gpu=int(job.parameters["device"] == "cuda"),
+        threads: 4 if job.parameters["device"] == "cuda" else 1
+        resources: **(dict(mem_mb=16000, gpu=1) if job.parameters["device"] == "cuda" else dict(mem_mb=1500)),
         shell:
             RUN + " -m papermill --no-progress-bar nbs/run_experiment.ipynb {log.notebook} -p wait 86400 {params.words} 2>&1"
             " | tee {log.text} | {{ grep --line-buffered -o 'done .*' || true; }}"

@@ -14,7 +14,7 @@ JOBS = jobs(SCALE)
 LEFT = [name for name, job in JOBS.items() if not job.done]
 ENDED = "outputs/studies/" + SCALE + "/{}.done"
 
-for name in LEFT:
+for name in LEFT if workflow.is_main_process else []:
     if os.path.exists(ENDED.format(name)):
         os.remove(ENDED.format(name))   # its runs were deleted since
 

@@ -79,8 +79,6 @@ def linear_probes(train_h, train_y, test_h, test_y, classes, cfg, rates):
             optimizer.step()
         with torch.no_grad():
             for curve, layer in zip(curves, layers): curve.append((layer(test_h).argmax(1) == test_y).double().mean().item())
-    for layer, rate in zip(layers, rates):
-        if not layer.weight.isfinite().all(): raise Unmeasurable(f"the linear probe diverged at probe_lr={rate:g}: lower it")
     return list(zip(layers, curves))
 
 # %% ../nbs/09_evaluate.ipynb #2869583a
@@ -154,8 +152,9 @@ def probed(trained, probe, rates):
     def train_h(epoch):
         drawn = draw_views(len(x), x.shape[-2:], stream(probe.seed, "probe view", epoch), probe.crop_min, probe.flip, 0., 0.)
         return trained.features(x, drawn)
-    trained_layers = linear_probes(train_h, trained.train_y, trained.test_h, trained.test_y, trained.classes, probe, rates)
-    return [told(trained, replace(probe, probe_lr=rate), *found) for rate, found in zip(rates, trained_layers)]
+    found = linear_probes(train_h, trained.train_y, trained.test_h, trained.test_y, trained.classes, probe, rates)
+    return {rate: told(trained, replace(probe, probe_lr=rate), layer, curve)
+            for rate, (layer, curve) in zip(rates, found) if layer.weight.isfinite().all()}
 
 # %% ../nbs/09_evaluate.ipynb #766fcdf4
 def probe_name(trained, probe):
@@ -167,8 +166,11 @@ def linears_of(trained, probe, rates):
     "The linear results of a run for each learning rate; those not known yet come from one pass."
     names = {rate: probe_name(trained, replace(probe, probe_lr=rate)) for rate in rates}
     new = [rate for rate, name in names.items() if not (trained.folder/f"{name}.json").exists()]
-    made = dict(zip(new, probed(trained, probe, new))) if new else {}
-    return [once(trained.folder, name, lambda: made[rate]) for rate, name in names.items()]
+    made = probed(trained, probe, new) if new else {}
+    kept = [once(trained.folder, name, lambda: made[rate]) for rate, name in names.items() if rate in made or rate not in new]
+    lost = [f"{rate:g}" for rate in new if rate not in made]
+    if lost: raise Unmeasurable(f"the linear probe diverged at probe_lr={', '.join(lost)}: leave it out; the others are kept")
+    return kept
 
 def linear_of(trained, probe=None):
     "The linear results of a run, by its own probe or by that of another config."
@@ -220,9 +222,10 @@ def adopted(path, cfg, data, root=None):
     except (RuntimeError, AttributeError) as error:
         wrong = " ".join(str(error).split())[:200]
         raise RunError(f"{path} does not fit a {cfg.arch} for images of {data.train_x.shape[-1]} pixels: {wrong}") from None
-    own = digest(pack(weights, {}))
-    folder = (root or project()/"outputs"/"adopted")/f"{path.stem}-{cfg.dataset}-{cfg.arch}-{own[:8]}"
-    config = dict(config=asdict(settled(cfg)), identity=identity(cfg, own), data=fingerprint(data), source=path.name, fidelity="adopted", departures={})
+    cfg, data_hash = settled(cfg), fingerprint(data)
+    own = identity(cfg, data_hash + digest(pack(weights, {})))
+    folder = (root or project()/"outputs"/"adopted")/f"{path.stem}-{cfg.dataset}-{cfg.arch}-{own[:12]}"
+    config = dict(config=asdict(cfg), identity=own, data=data_hash, source=path.name, fidelity="adopted", departures={})
     write_json(folder/"config.json", config)
     if not (folder/"training.json").exists(): finish(cfg, learner, folder, data, [])
     return folder

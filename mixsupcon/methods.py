@@ -47,9 +47,9 @@ def contrast(net, v1, v2, t, mixed, cfg):
 def mixco(net, v1, v2, t, mixed, cfg):
     "Both clean views in one pot, and mixtures of view 1 that look for their sources in view 2."
     n, (x, w) = len(v1), mixed(v1, v1)
-    z = F.normalize(net(torch.cat([v1, v2, x[:n//2]])), dim=1)   # (2.5 N, D)
-    sought = F.cross_entropy(z[2*n:] @ z[n:2*n].T/cfg.mix_tau, w[:n//2] @ t)
-    return score(z[:2*n], t.repeat(2, 1), cfg) + cfg.mix_weight*sought
+    z, q = net(torch.cat([v1, v2])), net(x[:n//2])   # (2N, D), (N/2, D)
+    sought = F.cross_entropy(F.normalize(q, dim=1) @ F.normalize(z[n:], dim=1).T/cfg.mix_tau, w[:n//2] @ t)
+    return score(z, t.repeat(2, 1), cfg) + cfg.mix_weight*sought
 
 def classify(net, v1, v2, t, mixed, cfg):
     "One view, its class."
@@ -97,7 +97,7 @@ def checked_names(cfg):
         raise ConfigError(f"mixer_odds {cfg.mixer_odds!r} must have a number for each of {len(mixers)} mixers, or be left out")
     if cfg.mixer != "none" and not method.mixes:
         raise ConfigError(f"{cfg.method} does not mix: leave out mixer, or take method mixsupcon (without classes: label_sim instance)")
-    if method.views == 1 and cfg.partner == "cross_view":
+    if method.views == 1 and cfg.partner.startswith("cross"):
         raise ConfigError(f"{cfg.method} sees one view: choose partner perm, reverse, halves or derange")
     if method.head == "linear" and cfg.label_sim == "instance": raise ConfigError(f"{cfg.method} needs classes: leave out label_sim")
     return method

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'gathered', 'complete', 'shown', 'run_folders', 'default_run', 'find_run', 'probed_run', 'rates', 'data_of',
-           'latest', 'side_by_side', 'run_table', 'probe_table', 'seen_table', 'measured', 'finished',
+           'latest', 'side_by_side', 'run_table', 'probe_table', 'seen_table', 'measured', 'finished', 'attempted',
            'with_more_seeds', 'over_seeds', 'announced', 'closing']
 
 # %% ../nbs/10_results.ipynb #044f797f
@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from .config import ConfigError, choose, configure, project
+from .config import ConfigError, Refusal, choose, configure, identity, project
 from .data import DATASETS, fingerprint, load_data
 from .evaluate import Trained, adopted, knn_of, linear_of
 from .methods import METHODS, checked_names
-from .runs import RunError, once, read_config, read_json, runs_root
+from .runs import RunError, digest, once, read_config, read_json, runs_root
 from .train import clock, pretrain, to_terminal
 
 # %% ../nbs/10_results.ipynb #32ef1896
@@ -28,11 +28,14 @@ def gathered(folder):
     training, rows = read_json(folder/"training.json"), []
     for name in RESULTS:
         result = read_json(folder/f"{name}.json")
-        if result["net"] != training["net"]:
+        if result.get("net") != training["net"]:
             raise RunError(f"{folder}/{name}.json was made from other weights than net.safetensors: delete it and run again")
         rows += result["rows"]
     config, spent = read_json(folder/"config.json"), {key: training[key] for key in ("net", "epochs", "images_seen", "seconds")}
-    return dict(run=folder.name, identity=config["identity"], data=config["data"], seed=config["config"]["seed"], **spent, rows=rows)
+    if identity(read_config(folder), config["data"]) != config["identity"]: raise RunError(f"{folder}/config.json is not what the run was named by")
+    seals = {name: digest((folder/f"{name}.json").read_bytes()) for name in RESULTS}
+    whose = dict(run=folder.name, identity=config["identity"], data=config["data"], seed=config["config"]["seed"])
+    return dict(**whose, **spent, rows=rows, seals=seals)
 
 def complete(folder):
     "The run's records, now in `metrics.json` too."
@@ -65,6 +68,9 @@ def find_run(name=None, root=None):
 # %% ../nbs/10_results.ipynb #51211082
 def probed_run(name=None, weights=None, dataset="digits", arch="resnet18", root=None, **place):
     "The folder of the run called `name`, or that of an encoder's weights from elsewhere."
+    if weights is None and (place or (dataset, arch) != ("digits", "resnet18")):
+        raise ConfigError("dataset, arch, data_dir and image_size go with weights: a run knows its own")
+    if weights is not None and name: raise ConfigError("run and weights are two encoders: leave out one")
     if weights is None: return find_run(name, root)
     cfg = configure(method="simclr", dataset=dataset, arch=arch, epochs=0, **place)
     checked_names(cfg)
@@ -144,11 +150,18 @@ def finished(folder):
     to_terminal(f"done {folder.name}   linear {told['rows'][0]['value']:.3f}   {told['seconds']:.1f} s{how}")
     return folder
 
+def attempted(cfgs, root=None, wait=0):
+    "The complete folders of several configs; what refuses does not keep the others from being run, and is said at the end."
+    folders, refusals = [], []
+    for cfg in cfgs:
+        try: folders.append(finished(measured(cfg, root, wait)))
+        except Refusal as error: refusals.append(f"{cfg.method}, seed {cfg.seed}: {error}")
+    if refusals: raise RunError("; ".join(refusals))
+    return folders
+
 def with_more_seeds(cfg, folder, repeats, root=None, wait=0):
     "The folders of `repeats` runs with the config's seed and those after it; `folder` is the first."
-    folders = [finished(folder)]
-    for i in range(1, repeats): folders.append(finished(measured(replace(cfg, seed=cfg.seed + i), root, wait)))
-    return folders
+    return [finished(folder), *attempted([replace(cfg, seed=cfg.seed + i) for i in range(1, repeats)], root, wait)]
 
 def over_seeds(folders):
     "A row per number of runs that differ in their seed: mean and standard deviation."

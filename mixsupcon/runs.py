@@ -21,14 +21,17 @@ from .config import PRESETS, Config, Refusal, departures, identity, project
 class RunError(Refusal):
     "A run folder that cannot be used as asked."
 
-def write(path, data):
-    "`data` at `path`, or an error and the old file untouched."
+def write(path, data, over=True):
+    "`data` at `path`, or an error and the old file untouched; without `over`, a file that is there already stays."
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temp, "wb") as file:
             file.write(data), file.flush(), os.fsync(file.fileno())
-        os.replace(temp, path)
+        if over: os.replace(temp, path)
+        else:
+            with suppress(FileExistsError): os.link(temp, path)
+            temp.unlink()
     except OSError as error:
         temp.unlink(missing_ok=True)
         raise RunError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}; what was there before is intact") from None
@@ -37,9 +40,9 @@ def write(path, data):
         os.fsync(place), os.close(place)
 
 # %% ../nbs/01_runs.ipynb #cb115ee3
-def write_json(path, value):
+def write_json(path, value, over=True):
     "`value` as JSON, without the NaN that JSON does not have."
-    write(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), over)
 
 def read_json(path):
     "The value in `path`, or a sentence about the file."
@@ -187,5 +190,5 @@ def visit(folder):
 def once(folder, name, make):
     "The result `name` of a run: read if it is there, else made and kept."
     path = folder/f"{name}.json"
-    if not path.exists(): write_json(path, make())
+    if not path.exists(): write_json(path, make(), over=False)   # whoever else made it meanwhile was first
     return read_json(path)

@@ -11,12 +11,12 @@ from scipy.stats import bootstrap, permutation_test
 
 # %% ../nbs/12_statistics.ipynb #c0b823ef
 def p_of(differences):
-    "The exact two-sided p value of paired differences having mean zero."
+    "The two-sided p value of paired differences having mean zero: exact up to sixteen, from random sign patterns beyond."
     d = np.asarray(differences, float)
     if len(d) < 2: return float("nan")
     mean = lambda a, b, axis: (a - b).mean(axis)
-    exact = 2**len(d) if len(d) <= 16 else 9999   # beyond, as many random patterns
-    return float(permutation_test((d, 0*d), mean, permutation_type="samples", vectorized=True, n_resamples=exact, rng=0).pvalue)
+    patterns = 2**len(d) if len(d) <= 16 else 9999
+    return float(permutation_test((d, 0*d), mean, permutation_type="samples", vectorized=True, n_resamples=patterns, rng=0).pvalue)
 
 # %% ../nbs/12_statistics.ipynb #8eb6139b
 def interval_of(differences):
@@ -39,9 +39,10 @@ def holm(p):
 # %% ../nbs/12_statistics.ipynb #2dd2e504
 def sentence(rows, baseline, differences, p, seeds, level=.05):
     "What a table supports about its rows against the baseline."
+    p = np.asarray(p, float)
     tested, best = int(np.isfinite(p).sum()), 2/2**max(seeds, 1)
     if not tested: return f"Nothing can be compared with {baseline}: at least two seeds of both are needed."
-    if best*tested > level:
+    if best*tested > level and not (p <= level).any():
         return (f"{seeds} seeds cannot support a claim about {tested} rows against {baseline}: "
                 f"the smallest p value that they can reach is {min(1, best*tested):.2g} after correction.")
     side = lambda up: [row for row, d, v in zip(rows, differences, p) if v <= level and (d > 0) == up]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'SEEN', 'COST', 'NAMES', 'numbers_of', 'numbers', 'against', 'study_table', 'spread', 'p_word', 'in_words',
-           'conclusion', 'means', 'seen', 'cost', 'published', 'beside', 'beside_table', 'Results', 'results', 'absent',
+           'conclusion', 'means', 'spreads', 'published', 'beside', 'beside_table', 'Results', 'results', 'absent',
            'latex', 'markdown', 'write_tables']
 
 # %% ../nbs/14_tables.ipynb #a0adbf74
@@ -48,9 +48,9 @@ def study_table(values, study):
     for (data, row), part in values.groupby(["data", "row"], sort=False):
         base = values[(values.row == study.baseline) & (values["data"] == data)]
         d = against(part, base) if row != study.baseline else np.array([])
-        means = {f"{name} {what}": 100*getattr(part[name], what)() for name in ("linear", "best test", "knn20") for what in ("mean", "std")}
+        summary = {f"{name} {what}": 100*getattr(part[name], what)() for name in ("linear", "best test", "knn20") for what in ("mean", "std")}
         low, high = interval_of(d)
-        rows.append(dict(data=data, row=row, runs=int(part.linear.count()), planned=len(part), **means, pairs=len(d),
+        rows.append(dict(data=data, row=row, runs=int(part.linear.count()), planned=len(part), **summary, pairs=len(d),
                          difference=d.mean() if len(d) else np.nan, low=low, high=high, p=p_of(d)))
     table = pd.DataFrame(rows)
     return table.assign(holm=holm(table.p))
@@ -59,7 +59,7 @@ def study_table(values, study):
 def spread(mean, std, digits=1):
     "`88.1 ± 0.9`, or what there is of it."
     if np.isnan(mean): return "–"
-    return f"{mean:,.{digits}f}" + ("" if not std > 0 else f" ± {std:.{digits}f}")
+    return f"{mean:,.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
 
 def p_word(p):
     "`.012` or `< .001`."
@@ -82,23 +82,21 @@ def conclusion(table, study):
 
 # %% ../nbs/14_tables.ipynb #b93bed5f
 def means(values, columns):
-    "Means and standard deviations by data and row, in words."
-    rows = [dict(data=data, row=row) | {title: spread(scale*part[name].mean(), scale*part[name].std(), digits)
-             for name, (title, scale, digits) in columns.items()} for (data, row), part in values.groupby(["data", "row"], sort=False)]
-    return pd.DataFrame(rows)
+    "Means and standard deviations by study, data and row."
+    by = values.groupby(["study", "data", "row"], sort=False)[list(columns)].agg(["mean", "std"])
+    by = by*np.repeat([scale for _, scale, _ in columns.values()], 2)
+    return by.set_axis([f"{name} {what}" for name, what in by.columns], axis=1).reset_index()
+
+def spreads(table, columns):
+    "Such a table as a reader wants it."
+    words = {title: [spread(m, s, digits) for m, s in zip(table[f"{name} mean"], table[f"{name} std"])]
+             for name, (title, _, digits) in columns.items()}
+    return pd.DataFrame(dict(study=table.study, data=table["data"], row=table.row) | words)
 
 SEEN = dict(silhouette=("silhouette", 1, 2), knn5=("kNN-5", 100, 1), knn20=("kNN-20", 100, 1),
             train=("linear, on training images", 100, 1), linear=("linear, on test images", 100, 1), gap=("gap", 100, 1),
             **{"own head": ("own classifier", 100, 1)})
 COST = dict(seconds=("seconds of training", 1, 1), images=("images seen", 1, 0), linear=("linear (last)", 100, 1))
-
-def seen(values):
-    "What stands beside the pictures."
-    return means(values.assign(gap=values.train - values.linear), SEEN)
-
-def cost(values):
-    "What a row took."
-    return means(values, COST)
 
 # %% ../nbs/14_tables.ipynb #2eda6525
 def published(paper):
@@ -113,6 +111,7 @@ def beside(told, values):
     if np.isnan(told.value): return "", "the paper gives none"
     if told.method not in NAMES: return "", "this method is not built"
     if told.metric != "linear_top1": return "", "theirs is the best test epoch of a classifier, ours its last"
+    if "best test epoch" not in told.note: return "", "which epoch theirs is of is not told"
     names = dict(preset="readme", method=NAMES[told.method], dataset=NAMES[told.dataset], arch=NAMES[told.arch])
     same = [all(getattr(cfg, k) == v for k, v in names.items()) for cfg in values.cfg]
     kept = [folder is not None and read_json(folder/"config.json")["fidelity"] == "released" for folder in values.folder]
@@ -150,10 +149,14 @@ def results(scale, only=(), root=None):
         said = conclusion(tables[name], study) + (f" Rows still to come: {', '.join(later)}." if later else "")
         words[name] = study.title, in_words(tables[name], study), said
     linear = values[values.study == "linear"]
-    if len(linear): words["seen"] = "Beside the pictures", seen(linear), "Gap: linear accuracy on training images less that on test images, in points."
-    words["cost"] = "Cost", cost(values.drop_duplicates(["data", "row"] + ["seed"])), "As measured on the machines named below."
+    for name, title, part, columns, said in [
+            ("seen", "Beside the pictures", linear.assign(gap=linear.train - linear.linear), SEEN, "Gap: accuracy on training images less that on test images."),
+            ("cost", "Cost", values.drop_duplicates(["data", "row", "seed"]), COST, "As measured on the machines named below.")]:
+        tables[name] = means(part, columns)
+        words[name] = title, spreads(tables[name], columns), said
     return Results(scale, values, foreign, tables, words)
 
+# %% ../nbs/14_tables.ipynb #06cd14c8
 def absent(scale, values):
     "The planned runs that are not there, what is the matter, and the folders and the notebook that show it."
     gone, rows, made = values[values.state != "complete"], [], notebooks(scale)
@@ -177,10 +180,11 @@ def markdown(words):
     return "\n".join([line(words.columns), line(["---"]*words.shape[1]), *map(line, words.itertuples(index=False)), ""])
 
 def write_tables(told, out):
-    "Every table as Markdown and LaTeX, the studies' numbers as CSV too."
+    "Every table as Markdown and LaTeX, its numbers as CSV; every run's numbers, and the papers'."
     for name, (title, words, said) in told.words.items():
         write(out/"tables"/f"{name}.md", f"{markdown(words)}\n{said}\n".encode()), write(out/"tables"/f"{name}.tex", latex(words).encode())
-        write(out/"tables"/f"{name}.csv", told.tables.get(name, words).to_csv(index=False, float_format="%.6g").encode())
+        write(out/"tables"/f"{name}.csv", told.tables[name].to_csv(index=False, float_format="%.6g").encode())
+    write(out/"tables"/"published.csv", beside_table(told.values).to_csv(index=False).encode())
     runs = told.values.assign(run=[folder.name if folder else "" for folder in told.values.folder])
     columns = ["study", "data", "row", "seed", "state", "run", *NUMBERS]
     write(out/"tables"/"runs.csv", runs[columns].to_csv(index=False, float_format="%.6g").encode())

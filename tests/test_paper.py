@@ -40,7 +40,7 @@ def folders(tmp_path_factory):
     root, noise = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
     made = {}
     for planned in plan("small", ["linear", "switches"]):
-        level = dict(supcon=.88, simclr=.78, mixsupcon=.89, ce=.88).get(planned.row, {"as it is": .89, "C: instances": .8}.get(planned.row))
+        level = dict(untrained=.6, supcon=.88, simclr=.78, mixsupcon=.89, ce=.88).get(planned.row, {"default": .89, "C: instances": .8}.get(planned.row))
         if level and (planned.row, planned.seed) != ("ce", 9) and planned.cfg not in made:
             made[planned.cfg] = pretend(root, planned.cfg, round(level + noise.normal(0, .01), 4))
     of = {(planned.row, planned.seed): made.get(planned.cfg) for planned in plan("small", ["linear", "switches"])}
@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(folders, tmp_path):
     others = page.split("Other folders")[1]
     assert "somebody&#x27;s notes" in others and len(told.foreign) == 2 and all(f.name.replace("'", "&#x27;") in others for f in told.foreign)
     seeds = told.words["linear"][1].set_index("row").seeds.to_dict()
-    assert seeds == {"supcon": "15 of 16", "simclr": "15 of 16", "mixsupcon": "16", "ce": "15 of 16"}
+    assert seeds == {"untrained": "16", "supcon": "15 of 16", "simclr": "15 of 16", "mixsupcon": "16", "ce": "15 of 16"}
     assert told.words["switches"][1].set_index("row").seeds["A: global denominator"] == "0 of 16"
 
 
@@ -101,17 +101,18 @@ def test_every_cell_leads_to_its_runs(folders, tmp_path):
         assert np.isclose(100*np.mean(values), told.tables[study].set_index("row").loc[row, "linear mean"])
 
 
-@pytest.mark.parametrize("name", ["linear.json", "knn.json", "training.json", "metrics.json"])
+@pytest.mark.parametrize("name", ["config.json", "linear.json", "knn.json", "training.json", "metrics.json"])
 def test_a_changed_byte_is_noticed(folders, tmp_path, name):
-    "Whatever number of a run is changed, the run leaves the tables."
+    "Whichever of a run's records is changed, the run leaves the tables."
     root = shutil.copytree(folders, tmp_path/"runs")
     folder = next(row.folder for row in found(plan("small", ["linear"]), root)[0].itertuples() if row.state == "complete")
     text = (folder/name).read_text()
-    changed = text.replace("0.", "0.1", 1) if "0." in text else text.replace("80", "81", 1)
+    changed = text.replace('"alpha": 1.0', '"alpha": 4.0').replace('"confusion": [', '"confusion": [ ') if name in ("config.json", "linear.json") else text.replace("0.", "0.1", 1)
+    changed = text.replace("80", "81", 1) if changed == text else changed
     assert changed != text
     (folder/name).write_text(changed)
     table = found(plan("small", ["linear"]), root)[0]
-    assert table[table.folder == folder].state.tolist() == ["altered"]
+    assert "complete" not in table[table.folder == folder].state.tolist()
 
 
 def swept(root, kills=0):
@@ -132,12 +133,14 @@ def tables(root):
 
 
 def test_killed_between_and_inside_runs(tmp_path):
-    "kill -9 at twenty random moments: the same tables as without, no run twice, none lost."
+    "kill -9 at twenty random moments: the same tables as without, none lost, and no epoch twice in a log."
     straight, killed = tmp_path/"straight", tmp_path/"killed"
     assert swept(straight) == 0 and swept(killed, 20) == 20
     assert tables(killed) == tables(straight)
     runs = lambda root: sorted(folder.name for folder in root.iterdir())
     assert runs(killed) == runs(straight)
+    for log in killed.glob("*/log.jsonl"):
+        assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 41)), log
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the orphans under /proc")

@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mixsupcon.plots.probe_learning': ('plots.html#probe_learning', 'mixsupcon/plots.py'),
                                  'mixsupcon.plots.saved': ('plots.html#saved', 'mixsupcon/plots.py'),
                                  'mixsupcon.plots.shared': ('plots.html#shared', 'mixsupcon/plots.py'),
+                                 'mixsupcon.plots.signed': ('plots.html#signed', 'mixsupcon/plots.py'),
                                  'mixsupcon.plots.sources': ('plots.html#sources', 'mixsupcon/plots.py'),
                                  'mixsupcon.plots.views_and_mixtures': ('plots.html#views_and_mixtures', 'mixsupcon/plots.py')},
             'mixsupcon.report': { 'mixsupcon.report.anchor': ('report.html#anchor', 'mixsupcon/report.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'panels', 'saved', 'drawn', 'empty', 'colours', 'sources', 'first_step', 'grid', 'views_and_mixtures',
            'pictured', 'mixtures', 'curves', 'probe_curves', 'confusion', 'phrase', 'picture', 'banded', 'shared',
-           'learning', 'probe_learning', 'heat_map', 'differences_from', 'against_time', 'confusions']
+           'learning', 'probe_learning', 'signed', 'heat_map', 'differences_from', 'against_time', 'confusions']
 
 # %% ../nbs/11_plots.ipynb #b3139efe
 import io
@@ -205,13 +205,18 @@ def probe_learning(folders, path=None):
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #8be19108
+def signed(v):
+    "A difference with its sign; nothing has no minus."
+    return f"{round(v, 1) + 0:+.1f}"
+
 @plt.rc_context(STYLE)
 def heat_map(table, path=None):
     "Differences from the baseline with their intervals, mixer by α, from a study's table; a star where p is at most .05."
     if table.p.isna().all(): return empty(path)
     words = table[table.p.notna()].assign(
         mixer=lambda t: t.row.str.split().str[0], alpha=lambda t: t.row.str.split().str[1].fillna("no α"),
-        said=lambda t: [f"{d:+.1f}{'*' if p <= .05 else ''}\n[{low:+.1f}, {high:+.1f}]" for d, low, high, p in zip(t.difference, t.low, t.high, t.holm)])
+        said=lambda t: [f"{signed(d)}{'*' if p <= .05 else ''}\n[{signed(low)}, {signed(high)}]"
+                        for d, low, high, p in zip(t.difference, t.low, t.high, t.holm)])
     alphas = sorted(words.alpha.unique(), key=lambda a: float(a) if a != "no α" else float("inf"))
     square = lambda column: words.pivot(index="mixer", columns="alpha", values=column).reindex(index=words.mixer.unique(), columns=alphas)
     values, said = square("difference"), square("said").fillna("")

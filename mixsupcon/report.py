@@ -126,9 +126,9 @@ def trace(name, data, row, part, out):
     return "\n".join([*lines, "</details>"])
 
 # %% ../nbs/15_report.ipynb #2bf9c02f
-LOOK = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+LOOK = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}th,td{padding:.25rem .7rem;text-align:left;white-space:nowrap}
-th{border-bottom:1.5px solid #444}td{border-bottom:1px solid #e4e4e4}td a{color:inherit;text-decoration:none}td a:hover{text-decoration:underline}
+td:last-child{white-space:normal}th{border-bottom:1.5px solid #444}td{border-bottom:1px solid #e4e4e4}td a{color:inherit;text-decoration:none}td a:hover{text-decoration:underline}
 img{max-width:100%}figcaption,summary,.quiet{color:#555;font-size:13px}details p{font-size:12px;color:#555}"""
 
 def section(title, *parts):
@@ -141,7 +141,7 @@ def paragraph(text):
 
 def figure(name, title):
     "A figure and its title."
-    return (f"<figure><img src='figures/{name}.png' alt='{html.escape(title, quote=True)}'>"
+    return (f"<figure><img src='figures/{name}.png' srcset='figures/{name}.png 1.8x' alt='{html.escape(title, quote=True)}'>"
             f"<figcaption>{html.escape(title)} (<a href='figures/{name}.pdf'>PDF</a>)</figcaption></figure>")
 
 def whole(title, parts):
@@ -172,8 +172,9 @@ def page(told, titles, out):
     for name, (title, words, said) in told.words.items():
         shows = [figure(key, titles[key]) for start in GROUPS.get(name, ()) for key in titles if key == start or key.startswith(f"{start}-")]
         parts.append(section(title, paragraph(said), linked(name, words), *shows))
-    parts.append(section("The paper's numbers", paragraph("MixSupCon's own result sections are empty. These are of its base and of its nearest "
-        "relative; a measured number stands beside one only where recipe and protocol are the same."), linked(None, beside_table(told.values))))
+    known = beside_table(told.values)
+    parts.append(section("The paper's numbers", paragraph(f"MixSupCon's own result sections are empty: {(known.published == '–').sum()} cells that they "
+        "announce have no number. These are of its base and of its nearest relative; a measured number stands beside one only where recipe and protocol are the same."), linked(None, known[known.published != "–"])))
     rows = [trace(*key, part, out) for key, part in told.values.groupby(["study", "data", "row"], sort=False)]
     parts.append(section("Runs", paragraph(f"Trained by {versions(told.values)}."), *rows))
     if told.foreign: parts.append(section("Other folders", paragraph("In the same place, asked for by none of these studies, and in no table: "

@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 CIFAR = [(data, arch) for data in ("cifar10", "cifar100") for arch in ("resnet18", "resnet34", "resnet50")]
 
 SCALES = dict(
-    small=Scale("fifty of the bundled digits, ResNet-8, 80 epochs", {"digits": dict(preset="few")},
+    small=Scale("Fifty of the bundled digits, ResNet-8, 80 epochs", {"digits": dict(preset="few")},
                 alphas=(.2, 1., 4.), seeds=16, together=16, device="cpu"),
     paper=Scale("CIFAR, the recipe of the paper's Tables 1-3", {f"{d} {a}": dict(dataset=d, arch=a) for d, a in CIFAR},
                 alphas=(.1, .2, .4, .5, .8, 1., 2., 4.), seeds=3, together=1, device="cuda"))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd
 
+from .plots import signed
 from .runs import read_json, write
 from .statistics import holm, interval_of, p_of, sentence
 from .studies import asked, found, job_name, notebooks, plan, studies, waiting
@@ -69,7 +70,7 @@ def in_words(table, study):
     "A study's table as a reader wants it."
     return pd.DataFrame([{
         "data": r["data"], "row": r["row"], "linear (last)": spread(r["linear mean"], r["linear std"]),
-        f"difference from {study.baseline} [95 %]": "–" if np.isnan(r["difference"]) else f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]",
+        f"difference from {study.baseline} [95 %]": "–" if np.isnan(r["difference"]) else f"{signed(r['difference'])} [{signed(r['low'])}, {signed(r['high'])}]",
         "p (Holm)": p_word(r["holm"]), "linear (best test)": spread(r["best test mean"], r["best test std"]),
         "kNN-20": spread(r["knn20 mean"], r["knn20 std"]),
         "seeds": str(r["runs"]) if r["runs"] == r["planned"] else f"{r['runs']} of {r['planned']}"} for r in table.to_dict("records")])

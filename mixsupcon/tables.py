@@ -153,6 +153,7 @@ def results(scale, only=(), root=None):
     for name, title, part, columns, said in [
             ("seen", "Beside the pictures", linear.assign(gap=linear.train - linear.linear), SEEN, "Gap: accuracy on training images less that on test images."),
             ("cost", "Cost", values.drop_duplicates(["data", "row", "seed"]), COST, "As measured on the machines named below.")]:
+        if not len(part): continue
         tables[name] = means(part, columns)
         words[name] = title, spreads(tables[name], columns), said
     return Results(scale, values, foreign, tables, words)

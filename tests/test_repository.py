@@ -146,6 +146,17 @@ def test_the_readme_runs():
     assert {path.stem for path in NOTEBOOKS} <= {Path(link).stem for link in links}, "the map leaves out a notebook"
 
 
+def test_the_readme_says_what_was_measured():
+    "Its table of switches is the committed report's, cell for cell."
+    cells = lambda line: [cell.strip() for cell in line.strip().strip("|").split("|")]
+    tables = ROOT/"outputs"/"report"/"small"/"tables"
+    measured = {cells(line)[1]: cells(line) for line in (tables/"switches.md").read_text().splitlines() if line.startswith("| digits")}
+    shown = [cells(line) for line in (ROOT/"README.md").read_text().splitlines() if line.startswith("| ") and cells(line)[0] in measured]
+    assert len(shown) == len(measured) > 10
+    for row, linear, difference, p in shown:
+        assert [linear, difference, p] == measured[row][2:5], row
+
+
 def test_nothing_is_unpickled_or_shelled():
     "The one pickle that is read goes through an unpickler that can only build arrays."
     risky = re.compile(r"torch\.load\((?!.*weights_only=True)|pickle\.loads?\(|allow_pickle|yaml\.load|(?<!\.)\beval\(|(?<!\.)\bexec\(|shell=True|extractall|os\.system")

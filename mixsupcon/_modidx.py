@@ -181,6 +181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mixsupcon.report.trace': ('report.html#trace', 'mixsupcon/report.py'),
                                   'mixsupcon.report.versions': ('report.html#versions', 'mixsupcon/report.py'),
                                   'mixsupcon.report.whole': ('report.html#whole', 'mixsupcon/report.py'),
+                                  'mixsupcon.report.width_of': ('report.html#width_of', 'mixsupcon/report.py'),
                                   'mixsupcon.report.write_report': ('report.html#write_report', 'mixsupcon/report.py')},
             'mixsupcon.results': { 'mixsupcon.results.announced': ('results.html#announced', 'mixsupcon/results.py'),
                                    'mixsupcon.results.attempted': ('results.html#attempted', 'mixsupcon/results.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'LOOK', 'GROUPS', 'by_row', 'first_with', 'one_each', 'of_linear', 'mixed_images', 'of_mixers',
            'of_switches', 'of_comparison', 'figures', 'anchor', 'linked', 'environments', 'versions', 'trace',
-           'section', 'paragraph', 'figure', 'whole', 'draw_all', 'page', 'write_report', 'ending']
+           'section', 'paragraph', 'figure', 'whole', 'draw_all', 'width_of', 'page', 'write_report', 'ending']
 
 # %% ../nbs/15_report.ipynb #3576576d
 import html, os
@@ -139,9 +139,9 @@ def paragraph(text):
     "Text, made safe."
     return f"<p>{html.escape(text)}</p>"
 
-def figure(name, title):
-    "A figure and its title."
-    return (f"<figure><img src='figures/{name}.png' srcset='figures/{name}.png 1.8x' alt='{html.escape(title, quote=True)}'>"
+def figure(name, title, pixels):
+    "A figure and its title; its text as large as the page's."
+    return (f"<figure><img src='figures/{name}.png' width='{round(pixels/1.8)}' alt='{html.escape(title, quote=True)}'>"
             f"<figcaption>{html.escape(title)} (<a href='figures/{name}.pdf'>PDF</a>)</figcaption></figure>")
 
 def whole(title, parts):
@@ -161,6 +161,10 @@ def draw_all(told, out):
 GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixers=("mixers", "mixtures"),
               switches=("switches",), comparison=("comparison", "time"))
 
+def width_of(out, name):
+    "The width of a figure in pixels, as its file says."
+    return int.from_bytes((out/"figures"/f"{name}.png").read_bytes()[16:20], "big")
+
 def page(told, titles, out):
     "The page of a scale."
     gone, parts = absent(told.scale, told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds. "
@@ -170,7 +174,7 @@ def page(told, titles, out):
     state = f"{(told.values.state == 'complete').sum()} of {len(told.values)} planned cells are there."
     parts += [section("What is missing", paragraph(state), linked(None, gone))] if len(gone) else [paragraph(state)]
     for name, (title, words, said) in told.words.items():
-        shows = [figure(key, titles[key]) for start in GROUPS.get(name, ()) for key in titles if key == start or key.startswith(f"{start}-")]
+        shows = [figure(key, titles[key], width_of(out, key)) for start in GROUPS.get(name, ()) for key in titles if key == start or key.startswith(f"{start}-")]
         parts.append(section(title, paragraph(said), linked(name, words), *shows))
     known = beside_table(told.values)
     parts.append(section("The paper's numbers", paragraph(f"MixSupCon's own result sections are empty: {(known.published == '–').sum()} cells that they "

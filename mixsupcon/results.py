@@ -128,7 +128,7 @@ def probe_table(folder):
         result = read_json(path)
         whose = dict(probe="the run's own" if path.stem == "linear" else "another")
         rows.append(whose | result["probe"] | dict(last=result["curve"][-1], best_test=max(result["curve"])))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("probe_lr")
 
 def seen_table(folders, results):
     "A row per t-SNE panel: the run it shows and the numbers that stand for it."

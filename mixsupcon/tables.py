@@ -58,9 +58,9 @@ def study_table(values, study):
 
 # %% ../nbs/14_tables.ipynb #a05513a0
 def spread(mean, std, digits=1):
-    "`88.1 ± 0.9`, or what there is of it."
+    "`88.1 ± 0.9`, or what there is of it; a count has no spread."
     if np.isnan(mean): return "–"
-    return f"{mean:,.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
+    return f"{mean:,.{digits}f}" + ("" if np.isnan(std) or not digits else f" ± {std:.{digits}f}")
 
 def p_word(p):
     "`.012` or `< .001`."

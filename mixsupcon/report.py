@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'LOOK', 'GROUPS', 'by_row', 'first_with', 'one_each', 'of_linear', 'mixed_images', 'of_mixers',
            'of_switches', 'of_comparison', 'figures', 'anchor', 'linked', 'environments', 'versions', 'trace',
-           'section', 'paragraph', 'figure', 'whole', 'draw_all', 'width_of', 'page', 'write_report', 'ending']
+           'section', 'paragraph', 'width_of', 'figure', 'whole', 'draw_all', 'page', 'write_report', 'ending']
 
 # %% ../nbs/15_report.ipynb #3576576d
 import html, os
@@ -139,6 +139,10 @@ def paragraph(text):
     "Text, made safe."
     return f"<p>{html.escape(text)}</p>"
 
+def width_of(out, name):
+    "The width of a figure in pixels, as its file says."
+    return int.from_bytes((out/"figures"/f"{name}.png").read_bytes()[16:20], "big")
+
 def figure(name, title, pixels):
     "A figure and its title; its text as large as the page's."
     return (f"<figure><img src='figures/{name}.png' width='{round(pixels/1.8)}' alt='{html.escape(title, quote=True)}'>"
@@ -160,10 +164,6 @@ def draw_all(told, out):
 # %% ../nbs/15_report.ipynb #f7275219
 GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixers=("mixers", "mixtures"),
               switches=("switches",), comparison=("comparison", "time"))
-
-def width_of(out, name):
-    "The width of a figure in pixels, as its file says."
-    return int.from_bytes((out/"figures"/f"{name}.png").read_bytes()[16:20], "big")
 
 def page(told, titles, out):
     "The page of a scale."

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mixsupcon.config import Refusal, configure
 from mixsupcon.data import assembled, fingerprint
+from mixsupcon.methods import METHODS
 from mixsupcon.runs import checkpoints, open_run, pack, run_folder, unlock, unpack
 from mixsupcon.train import Learner, load_net, pretrain, settled, train_epoch
 
@@ -25,7 +26,7 @@ def test_killed_and_resumed(tmp_path):
     done = subprocess.run([sys.executable, Path(__file__).with_name("killed.py"), tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert set(report) == {"simclr", "supcon", "mixsupcon", "ce"}
+    assert set(report) == set(METHODS)
     for method, said in report.items():
         assert said["killed"] and 2 in said["left"] and 4 not in said["left"], (method, said)
         assert said["tensors"] > 40 and said["differ"] == [], (method, said["differ"][:5])

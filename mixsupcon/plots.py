@@ -267,7 +267,7 @@ def confusions(folders, path=None):
     for ax, (name, runs) in zip(axes[0], folders.items()):
         results = [read_json(run/"linear.json") for run in runs]
         matrix, classes = sum(np.array(result["confusion"]) for result in results), results[0]["classes"]
-        share, few = 100*matrix/matrix.sum(1, keepdims=True), len(matrix) <= 12
+        share, few = 100*matrix/matrix.sum(1, keepdims=True).clip(1), len(matrix) <= 12   # a class may have no test image
         said = np.where(share >= 1, share.round().astype(int).astype(str), "") if few else False
         sns.heatmap(share, ax=ax, annot=said, fmt="", annot_kws={"size": 5.5}, cmap="Blues", vmin=0, vmax=100, cbar=False, square=True,
                     linewidths=.5*few, xticklabels=few and classes, yticklabels=few and classes)

@@ -53,7 +53,7 @@ def performed(root):
 if __name__ == "__main__":
     enter()
     root, kills, rng, killed = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0), 0
-    while killed < kills and killed_at(root, rng.uniform(.05, .6)):
+    while killed < kills and killed_at(root, rng.uniform(.05, .4)):
         killed += 1
     performed(root)
     print(killed)

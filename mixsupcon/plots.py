@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STYLE', 'panels', 'saved', 'drawn', 'empty', 'colours', 'sources', 'first_step', 'grid', 'views_and_mixtures',
            'pictured', 'mixtures', 'curves', 'probe_curves', 'confusion', 'phrase', 'picture', 'banded', 'shared',
-           'learning', 'probe_learning', 'signed', 'heat_map', 'differences_from', 'against_time', 'confusions']
+           'by_epoch', 'learning', 'probe_learning', 'signed', 'heat_map', 'differences_from', 'against_time',
+           'confusions']
 
 # %% ../nbs/11_plots.ipynb #b3139efe
 import io
@@ -184,25 +185,25 @@ def shared(ax, names):
     ax.legend(frameon=False, ncols=min(4, names), loc="upper center", bbox_to_anchor=(.5, -.2), columnspacing=1, handlelength=1.2)
 
 @plt.rc_context(STYLE)
-def learning(folders, path=None):
-    "The training loss of `{row: folders}`, each in shares of its first epoch's: losses of different methods have no common unit."
+def by_epoch(curves, path=None, **labels):
+    "Bands of `{row: curves}`, a legend below them; a row without epochs has none."
     fig, axes = panels(1, 1, 3.4, 2.6)
-    for (name, runs), colour in zip(folders.items(), colours(len(folders))):
-        losses = [[row["loss"] for row in read_log(run)] for run in runs]
-        if losses and losses[0]: banded(axes[0, 0], [np.array(loss)/loss[0] for loss in losses], name, colour)
-    axes[0, 0].set(xlabel="epoch", ylabel="training loss (first epoch: 1)")
-    shared(axes[0, 0], len(folders))
+    for (name, several), colour in zip(curves.items(), colours(len(curves))):
+        if len(several[0]): banded(axes[0, 0], several, name, colour)
+    axes[0, 0].set(**labels)
+    shared(axes[0, 0], len(curves))
     return saved(fig, path)
 
-@plt.rc_context(STYLE)
+def learning(folders, path=None):
+    "The training loss of `{row: folders}`, each in shares of its first epoch's: losses of different methods have no common unit."
+    losses = {name: [np.array([row["loss"] for row in read_log(run)]) for run in runs] for name, runs in folders.items()}
+    shares = {name: [loss/loss[:1] for loss in several] for name, several in losses.items()}
+    return by_epoch(shares, path, xlabel="epoch", ylabel="training loss (first epoch: 1)")
+
 def probe_learning(folders, path=None):
     "The linear probe's test accuracy by its epoch, of `{row: folders}`."
-    fig, axes = panels(1, 1, 3.4, 2.6)
-    for (name, runs), colour in zip(folders.items(), colours(len(folders))):
-        banded(axes[0, 0], [100*np.array(read_json(run/"linear.json")["curve"]) for run in runs], name, colour)
-    axes[0, 0].set(xlabel="probe epoch", ylabel="test accuracy (%)")
-    shared(axes[0, 0], len(folders))
-    return saved(fig, path)
+    curves = {name: [100*np.array(read_json(run/"linear.json")["curve"]) for run in runs] for name, runs in folders.items()}
+    return by_epoch(curves, path, xlabel="probe epoch", ylabel="test accuracy (%)")
 
 # %% ../nbs/11_plots.ipynb #8be19108
 def signed(v):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'LOOK', 'GROUPS', 'by_row', 'first_with', 'one_each', 'of_linear', 'mixed_images', 'of_mixers',
-           'of_switches', 'of_comparison', 'figures', 'anchor', 'linked', 'environments', 'versions', 'trace',
-           'section', 'paragraph', 'width_of', 'figure', 'whole', 'draw_all', 'page', 'write_report', 'ending']
+           'of_switches', 'of_comparison', 'figures', 'anchor', 'linked', 'sessions', 'environments', 'versions',
+           'trace', 'section', 'paragraph', 'width_of', 'figure', 'whole', 'draw_all', 'standing', 'page',
+           'write_report', 'ending']
 
 # %% ../nbs/15_report.ipynb #3576576d
 import html, os
@@ -97,15 +98,17 @@ def linked(study, words):
     return here.to_html(index=False, escape=not study, border=0)
 
 # %% ../nbs/15_report.ipynb #bfc44cc5
+def sessions(folders):
+    "What each session of training these runs had around it."
+    return [env for folder in folders if (folder/"env.json").exists() for env in read_json(folder/"env.json")]
+
 def environments(folders):
     "What the runs were trained with, each wording once."
-    known = [env for folder in folders if (folder/"env.json").exists() for env in read_json(folder/"env.json")]
-    return list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in env.items() if v is not None) for env in known))
+    return list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in env.items() if v is not None) for env in sessions(folders)))
 
 def versions(values):
     "The commits that the complete runs were trained by, in words."
-    folders = values[values.state == "complete"].folder
-    by = {env["commit"] or "no commit" for f in folders if (f/"env.json").exists() for env in read_json(f/"env.json")}
+    by = {env["commit"] or "no commit" for env in sessions(values[values.state == "complete"].folder)}
     unclean = "; a + marks files that were changed and not committed" if any(c.endswith("+") for c in by) else ""
     return f"{len(by)} version{'s'*(len(by) != 1)} of the code: {', '.join(sorted(by))}{unclean}"
 
@@ -155,26 +158,30 @@ def whole(title, parts):
 
 # %% ../nbs/15_report.ipynb #636f3b1a
 def draw_all(told, out):
-    "Every figure as PNG and PDF; the titles by name."
+    "Every figure as PNG and PDF; title and figure by name."
     kept = figures(told.values, told.tables)
     for name, (title, fig) in kept.items():
         for kind in ("png", "pdf"): write(out/"figures"/f"{name}.{kind}", drawn(fig, kind))
-    return {name: title for name, (title, fig) in kept.items()}, kept
+    return kept
+
+def standing(values):
+    "How much of the plan is there, in words."
+    return f"{(values.state == 'complete').sum()} of {len(values)} planned cells are there"
 
 # %% ../nbs/15_report.ipynb #f7275219
 GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixers=("mixers", "mixtures"),
               switches=("switches",), comparison=("comparison", "time"))
 
-def page(told, titles, out):
+def page(told, kept, out):
     "The page of a scale."
     gone, parts = absent(told.scale, told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds. "
         "Accuracies in per cent on the test set; the headline is the last epoch of the linear probe (lin_supcontrast). "
         "“best test” was chosen with the test set and is there for comparison with papers that do so. Intervals are bootstraps over seeds, "
         "a little short with few of them; claims rest on the p values. A cell leads to its runs.")]
-    state = f"{(told.values.state == 'complete').sum()} of {len(told.values)} planned cells are there."
+    state = standing(told.values) + "."
     parts += [section("What is missing", paragraph(state), linked(None, gone))] if len(gone) else [paragraph(state)]
     for name, (title, words, said) in told.words.items():
-        shows = [figure(key, titles[key], width_of(out, key)) for start in GROUPS.get(name, ()) for key in titles if key == start or key.startswith(f"{start}-")]
+        shows = [figure(key, kept[key][0], width_of(out, key)) for start in GROUPS.get(name, ()) for key in kept if key == start or key.startswith(f"{start}-")]
         parts.append(section(title, paragraph(said), linked(name, words), *shows))
     known = beside_table(told.values)
     parts.append(section("The paper's numbers", paragraph(f"MixSupCon's own result sections are empty: {(known.published == '–').sum()} cells that they "
@@ -190,8 +197,8 @@ def write_report(scale, root=None, out=None):
     out, told = out or project()/"outputs"/"report"/scale, results(scale, root=root)
     for old in [*out.glob("tables/*"), *out.glob("figures/*")]: old.unlink()   # what is gone from the runs goes from the report
     write_tables(told, out)
-    titles, kept = draw_all(told, out)
-    write(out/"index.html", page(told, titles, out).encode())
+    kept = draw_all(told, out)
+    write(out/"index.html", page(told, kept, out).encode())
     return told, kept, out
 
 # %% ../nbs/15_report.ipynb #d92b261e
@@ -202,5 +209,4 @@ def ending(told, out):
     told_by = [where/f"{name}.ipynb" for name in dict.fromkeys(" ".join(gone.notebook).split())]
     lines += [f"look into          {shown(path)}" for path in told_by if path.exists()]
     lines.append(f"report             {shown(out/'index.html')}")
-    there = f"{(told.values.state == 'complete').sum()} of {len(told.values)} planned cells are there"
-    return announced(gone if len(gone) else pd.DataFrame(dict(missing=["nothing"])), there, *lines)
+    return announced(gone if len(gone) else pd.DataFrame(dict(missing=["nothing"])), standing(told.values), *lines)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADJUST', 'crop_boxes', 'resampler', 'resized_crop', 'gray', 'brightness', 'contrast', 'saturation', 'hue', 'jittered',
-           'Draw', 'draw_views', 'normalised', 'views']
+           'blurrer', 'blurred', 'Draw', 'draw_views', 'normalised', 'coloured', 'views', 'padded']
 
 # %% ../nbs/03_augment.ipynb #ce0e55eb
 import math
@@ -77,27 +77,60 @@ def jittered(x, order, factors, chosen):
         x[rows] = ADJUST[k % 4](x[rows], factors[rows, k % 4][:, None, None, None])
     return x
 
+# %% ../nbs/03_augment.ipynb #8d224a68
+def blurrer(sigma, size):
+    "Matrices (N, size, size) that blur an axis by `sigma` pixels each."
+    reach = max(1, size//20)   # a kernel of 3 pixels at 32, 9 at 96, 23 at 224
+    source = torch.arange(-reach, size + reach, device=sigma.device)
+    away = source - torch.arange(size, device=sigma.device)[:, None]                            # (size, size + 2 reach)
+    weight = (-.5*(away/sigma[:, None, None])**2).exp()*(away.abs() <= reach)
+    mirror = torch.eye(size, device=sigma.device)[size - 1 - (size - 1 - source.abs()).abs()]   # (size + 2 reach, size)
+    return weight/weight.sum(2, keepdim=True) @ mirror
+
+def blurred(x, sigma):
+    "Float images `x`, each blurred by its own `sigma`."
+    down, across = (blurrer(sigma, size) for size in x.shape[2:])
+    return down[:, None] @ x @ across[:, None].mT
+
 # %% ../nbs/03_augment.ipynb #0369cbc8
 class Draw(NamedTuple):
     "What is random in `N` views."
     boxes: torch.Tensor; flip: torch.Tensor; order: torch.Tensor; factors: torch.Tensor; jitter: torch.Tensor; gray: torch.Tensor
+    blur: torch.Tensor; sigma: torch.Tensor
 
-def draw_views(n, size, gen, crop_min, flip, jitter, gray):
+def draw_views(n, size, gen, crop_min, flip, jitter, gray, crop_max=1., blur=0.):
     "The draw of `n` views of images of `size` (H, W)."
     chance = lambda p: torch.rand(n, generator=gen) < p
-    boxes, mirrored, order = crop_boxes(n, size, (crop_min, 1.), gen), chance(flip), torch.rand(n, 4, generator=gen).argsort(1)
+    boxes, mirrored = crop_boxes(n, size, (crop_min, crop_max), gen), chance(flip)
+    order = torch.rand(n, 4, generator=gen).argsort(1)
     swing = (2*torch.rand(n, 4, generator=gen) - 1)*jitter*torch.tensor([1, 1, 1, .25])
-    return Draw(boxes, mirrored, order, swing + torch.tensor([1., 1, 1, 0]), chance(.8*(jitter > 0)), chance(gray))
+    return Draw(boxes, mirrored, order, swing + torch.tensor([1., 1, 1, 0]), chance(.8*(jitter > 0)), chance(gray),
+                chance(blur), .1 + 1.9*torch.rand(n, generator=gen))
 
-# %% ../nbs/03_augment.ipynb #5fc5bea3
+# %% ../nbs/03_augment.ipynb #dff1996a
 def normalised(x, mean, std):
     "uint8 images as the network wants them, without a view's randomness."
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
     return ((x/255. if x.dtype == torch.uint8 else x) - mean)/std
 
-def views(x, draw, mean, std):
-    "The drawn views of uint8 images: crop, mirror, jitter, gray, normalise."
-    out = resized_crop(x/255., draw.boxes.to(x.device), x.shape[-1], draw.flip.to(x.device))
-    if draw.jitter.any(): out = jittered(out, draw.order, draw.factors, draw.jitter)
-    if draw.gray.any(): out = torch.where(draw.gray.to(x.device)[:, None, None, None], gray(out), out)
-    return normalised(out, mean, std)
+def coloured(x, draw):
+    "Float images `x` after the drawn jitter and gray."
+    if draw.jitter.any(): x = jittered(x, draw.order, draw.factors, draw.jitter)
+    return torch.where(draw.gray.to(x.device)[:, None, None, None], gray(x), x) if draw.gray.any() else x
+
+def views(x, draw, mean, std, out=None, colour_first=False):
+    "The drawn views of uint8 images, `out`×`out` or as wide as `x`: crop, mirror, jitter, gray, blur, normalise."
+    cut = lambda x: resized_crop(x, draw.boxes.to(x.device), out or x.shape[-1], draw.flip.to(x.device))
+    x = cut(coloured(x/255., draw)) if colour_first else coloured(cut(x/255.), draw)
+    if draw.blur.any():
+        rows = draw.blur.nonzero()[:, 0].to(x.device)
+        x[rows] = blurred(x[rows], draw.sigma.to(x.device)[rows])
+    return normalised(x, mean, std)
+
+# %% ../nbs/03_augment.ipynb #0f050fad
+def padded(x, gen, mean, std, pad=4, flip=.5):
+    "Normalised views of square uint8 images: shifted by up to `pad` pixels over black, mirrored with chance `flip`."
+    n, side = len(x), x.shape[-1]
+    corner, mirrored = torch.randint(2*pad + 1, (n, 2), generator=gen), torch.rand(n, generator=gen) < flip
+    boxes = torch.cat([corner, torch.full((n, 2), side)], 1).to(x.device)
+    return normalised(resized_crop(torch.nn.functional.pad(x/255., (pad,)*4), boxes, side, mirrored.to(x.device)), mean, std)

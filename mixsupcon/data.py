@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DataError', 'Data', 'labelled', 'assembled', 'fingerprint', 'sized', 'digits', 'published', 'members',
-           'Arrays', 'arrays', 'batch', 'cifar', 'listing', 'decoded', 'stacked', 'folder', 'fewer', 'load_data']
+           'fetched', 'Arrays', 'arrays', 'batch', 'cifar', 'stl10', 'listing', 'decoded', 'stacked', 'decoded_once',
+           'folder', 'tiny_listing', 'tiny', 'dealt', 'fewer', 'targets', 'load_data']
 
 # %% ../nbs/02_data.ipynb #4ae47b73
 import hashlib, io, os, pickle, tarfile, zlib
@@ -18,7 +19,7 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn.functional import one_hot
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100, STL10
 from torchvision.datasets.folder import find_classes, make_dataset
 from torchvision.datasets.utils import download_url
 from torchvision.io import ImageReadMode, decode_image
@@ -81,28 +82,45 @@ def sized(x, size):
     if not size or x.shape[-2:] == (size, size): return x
     return F.center_crop(F.resize(x, [size], antialias=True), [size])
 
-def digits(data_dir, image_size, download):
-    "scikit-learn's handwritten digits."
+def digits(data_dir, image_size, download, kinds=range(10)):
+    "scikit-learn's handwritten digits, or those of a range."
     x, y = load_digits(return_X_y=True)
     x = torch.as_tensor((x*255/16).round()).to(torch.uint8).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
     x, y = sized(x, image_size).contiguous(), torch.as_tensor(y).long()
-    train, test = map(torch.as_tensor, train_test_split(np.arange(len(y)), test_size=.2, stratify=y, random_state=0))
-    return assembled(x[train], y[train], x[test], y[test], list("0123456789"))
+    parts = map(torch.as_tensor, train_test_split(np.arange(len(y)), test_size=.2, stratify=y, random_state=0))
+    train, test = (rows[(y[rows] >= kinds.start) & (y[rows] < kinds.stop)] for rows in parts)
+    return assembled(x[train], y[train] - kinds.start, x[test], y[test] - kinds.start, [str(kind) for kind in kinds])
 
 # %% ../nbs/02_data.ipynb #2bb4955a
 def published(name, data, md5):
-    "`data`, if its bytes are the published ones."
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5: return data
+    "`data`, bytes or a file's path, if the bytes are the published ones."
+    with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
+        if hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() == md5: return data
     raise DataError(f"{name} is truncated or altered (its MD5 should be {md5}): delete it and pass -p download missing")
 
-def members(root, source):
-    "The batch files' bytes: of the unpacked folder, or straight out of the archive."
-    names = [name for name, _ in source.train_list + source.test_list] + [source.meta["filename"]]
+def members(root, source, names):
+    "The bytes of the named files: of the unpacked folder, or straight out of the archive, from its first to its last."
     unpacked = root/source.base_folder
     if unpacked.is_dir(): return {name: (unpacked/name).read_bytes() for name in names}
-    published(source.filename, (root/source.filename).read_bytes(), source.tgz_md5)
-    with tarfile.open(root/source.filename) as tar:
-        return {name: tar.extractfile(f"{source.base_folder}/{name}").read() for name in names}
+    published(source.filename, root/source.filename, source.tgz_md5)
+    places, found = {f"{source.base_folder}/{name}": name for name in names}, {}
+    with tarfile.open(root/source.filename, "r|gz") as tar:
+        for info in tar:
+            if name := places.get(os.path.normpath(info.name)): found[name] = tar.extractfile(info).read()
+    return {name: found[name] for name in names}
+
+def fetched(source, names, data_dir, download):
+    "The bytes of the named files of what torchvision publishes as `source`, from `data_dir`."
+    root, name = Path(data_dir), source.__name__
+    if not any((root/place).exists() for place in (source.base_folder, source.filename)):
+        if download == "never":
+            raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir where {source.filename} lies")
+        try: download_url(source.url, root, source.filename, source.tgz_md5)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{source.url} could not be fetched ({error}): put it into {root} by other means") from None
+    try: return members(root, source, names)
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"{name} in {root} is damaged or incomplete ({error}): delete it and pass -p download missing") from None
 
 # %% ../nbs/02_data.ipynb #adba71a3
 class Arrays(pickle.Unpickler):
@@ -127,21 +145,23 @@ def batch(name, data, md5):
 # %% ../nbs/02_data.ipynb #aef5b6a8
 def cifar(source, mean, std, data_dir, image_size, download):
     "CIFAR as torchvision publishes it, from `data_dir`."
-    root, name = Path(data_dir), source.__name__
-    if not any((root/place).exists() for place in (source.base_folder, source.filename)):
-        if download == "never":
-            raise DataError(f"{name} is not in {root}: pass -p download missing to fetch it, or -p data_dir where {source.filename} lies")
-        try: download_url(source.url, root, source.filename, source.tgz_md5)
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"{source.url} could not be fetched ({error}): put it into {root} by other means") from None
-    try: files = members(root, source)
-    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
-        raise DataError(f"{name} in {root} is damaged or incomplete ({error}): delete it and pass -p download missing") from None
+    name = source.meta["filename"]
+    files = fetched(source, [name, *dict(source.train_list + source.test_list)], data_dir, download)
     train, test = ([batch(n, files[n], md5) for n, md5 in part] for part in (source.train_list, source.test_list))
     x, y = map(torch.cat, zip(*train))
-    name = source.meta["filename"]
     classes = arrays(published(name, files[name], source.meta["md5"]))[source.meta["key"]]
     return assembled(sized(x, image_size), y, sized(test[0][0], image_size), test[0][1], classes, mean, std)
+
+# %% ../nbs/02_data.ipynb #8879dfef
+def stl10(source, mean, std, data_dir, image_size, download):
+    "STL-10's labelled images, from `data_dir`; without `image_size`, 64 pixels a side."
+    sums = {name: md5 for name, md5 in source.train_list + source.test_list if not name.startswith("unlabeled")}
+    files = fetched(source, [source.class_names_file, *sums], data_dir, download)
+    bytes_of = lambda name: torch.from_numpy(np.frombuffer(published(name, files[name], sums[name]), np.uint8).copy())
+    x, y = ({part: bytes_of(f"{part}_{what}.bin") for part in ("train", "test")} for what in "Xy")
+    x = {part: sized(v.view(-1, 3, 96, 96).mT.contiguous(), image_size or 64) for part, v in x.items()}
+    classes = files[source.class_names_file].decode().split()
+    return assembled(x["train"], y["train"].long() - 1, x["test"], y["test"].long() - 1, classes, mean, std)
 
 # %% ../nbs/02_data.ipynb #0ec03f22
 def listing(root):
@@ -177,10 +197,8 @@ def stacked(files, image_size):
     return torch.stack(images), torch.tensor([label for _, label in files])
 
 # %% ../nbs/02_data.ipynb #11767d30
-def folder(data_dir, image_size, download, cache=None):
-    "The images under `data_dir`, decoded once and kept."
-    root = Path(data_dir)
-    parts, classes = listing(root)
+def decoded_once(root, parts, classes, image_size, cache=None, mean=None, std=None):
+    "The `Data` of lists of (path, label), their images decoded the first time and kept."
     stamp = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for part in parts for path, _ in part]
     name = hashlib.sha256(repr((image_size, stamp)).encode()).hexdigest()[:16]
     kept = (cache or project()/"outputs"/"cache")/f"{root.name}-{image_size or 'as-is'}-{name}.safetensors"
@@ -188,27 +206,62 @@ def folder(data_dir, image_size, download, cache=None):
         tensors = dict(zip(("train_x", "train_y", "test_x", "test_y"), (t for part in parts for t in stacked(part, image_size))))
         assembled(**tensors, classes=classes)   # what is refused is not kept
         write(kept, save(tensors))
-    return assembled(**load(kept.read_bytes()), classes=classes)
+    return assembled(**load(kept.read_bytes()), classes=classes, mean=mean, std=std)
+
+def folder(data_dir, image_size, download, cache=None):
+    "The images under `data_dir`, decoded once and kept."
+    root = Path(data_dir)
+    return decoded_once(root, *listing(root), image_size, cache)
+
+# %% ../nbs/02_data.ipynb #c96527ac
+def tiny_listing(root):
+    "The image files that Tiny ImageNet's lists name with their labels, for both parts, and the classes."
+    lines = lambda *path: [line.split() for line in root.joinpath(*path).read_text().splitlines()]
+    try:
+        classes = sorted(name for name, in lines("wnids.txt"))
+        train = [(root/"train"/name/"images"/line[0], label) for label, name in enumerate(classes) for line in lines("train", name, f"{name}_boxes.txt")]
+        test = [(root/"val"/"images"/line[0], classes.index(line[1])) for line in lines("val", "val_annotations.txt")]
+        for path, _ in train + test: path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing: unpack tiny-imagenet-200.zip into {root.parent}") from None
+    except (ValueError, IndexError) as error: raise DataError(f"a list in {root} is damaged ({error}): unpack tiny-imagenet-200.zip again") from None
+    return [[(str(path), label) for path, label in part] for part in (train, test)], classes
+
+def tiny(mean, std, data_dir, image_size, download, cache=None):
+    "Tiny ImageNet, unpacked below `data_dir`, decoded once and kept."
+    root = Path(data_dir)/"tiny-imagenet-200"
+    return decoded_once(root, *tiny_listing(root), image_size, cache, mean, std)
 
 # %% ../nbs/02_data.ipynb #a50ca2cd
+def dealt(y, gen):
+    "The rows of labels `y` in random order, and the how-manieth of its class each is: 0, 1, 2 …"
+    order = torch.randperm(len(y), generator=gen)
+    return order, one_hot(y[order]).cumsum(0).gather(1, y[order][:, None])[:, 0] - 1
+
 def fewer(data, n, gen):
     "`data` with `n` of its training images, as evenly from the classes as they have them."
     if n > len(data.train_y): raise DataError(f"train_images={n:,} are more than the {len(data.train_y):,} there are")
     if n < 2*len(data.classes): raise DataError(f"train_images={n} are fewer than two for each of {len(data.classes)} classes")
-    order = torch.randperm(len(data.train_y), generator=gen)
-    place = one_hot(data.train_y[order]).cumsum(0).gather(1, data.train_y[order][:, None])[:, 0]   # the how-manieth of its class
+    order, place = dealt(data.train_y, gen)
     rows = order[place.argsort(stable=True)[:n]].sort()[0]
     return data._replace(train_x=data.train_x[rows], train_y=data.train_y[rows])
 
 # %% ../nbs/02_data.ipynb #7abc3615
 DATASETS = dict(
-    digits=digits,
+    digits=digits, digits_low=partial(digits, kinds=range(5)), digits_high=partial(digits, kinds=range(5, 10)),
     cifar10=partial(cifar, CIFAR10, (.4914, .4822, .4465), (.2023, .1994, .2010)),
     cifar100=partial(cifar, CIFAR100, (.5071, .4867, .4408), (.2675, .2565, .2761)),
+    stl10=partial(stl10, STL10, (.43, .42, .39), (.27, .26, .27)),
+    tiny=partial(tiny, (.480, .448, .397), (.277, .269, .282)),
     folder=folder)
 
+def targets(cfg):
+    "The data sets that a config's encoder is to be transferred to."
+    return {name: choose(DATASETS, name, "data set to transfer to") for name in cfg.transfer.split()}
+
 def load_data(cfg):
-    "The `Data` that a `Config` names."
+    "The `Data` that a `Config` names; targets that do not exist are refused too, before anything is trained."
+    targets(cfg)
     place = project()/os.path.expanduser(cfg.data_dir)
     data = choose(DATASETS, cfg.dataset, "dataset")(place, cfg.image_size, cfg.download)
     return fewer(data, cfg.train_images, stream(cfg.seed, "train images")) if cfg.train_images else data

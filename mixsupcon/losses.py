@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIMILARITIES', 'DENOMINATORS', 'ANCHORS', 'NORMALIZERS', 'log_probability', 'by_pairs', 'by_anchor', 'pair_weights',
-           'contrastive', 'supcon']
+           'contrastive', 'supcon', 'sinkhorn', 'Singular', 'whitened']
 
 # %% ../nbs/05_losses.ipynb #cfc89077
 import torch
 from torch.nn import functional as F
 
-from .config import choose
+from .config import Refusal, choose
 
 # %% ../nbs/05_losses.ipynb #1a2a95ca
 SIMILARITIES = dict(
@@ -69,3 +69,28 @@ def supcon(z, y=None, tau=.07, normalizer="anchor", **switches):
     t = y if y.ndim == 2 else (y[:, None] == y.unique()).to(z)
     z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 3 else z
     return contrastive(z, t.repeat(copies, 1), tau, normalizer=normalizer, **switches)
+
+# %% ../nbs/05_losses.ipynb #872b9deb
+@torch.no_grad()
+def sinkhorn(scores, eps=.05, steps=3):
+    "Codes (N, P) of scores (N, P): rows sum to one, columns nearly to N/P."
+    q = ((scores - scores.amax())/eps).exp()
+    for _ in range(steps):
+        q = q/q.sum(0)/q.shape[1]
+        q = q/q.sum(1, keepdim=True)/q.shape[0]
+    return q*len(q)
+
+# %% ../nbs/05_losses.ipynb #66ed379f
+class Singular(Refusal):
+    "A covariance without inverse."
+
+def whitened(z, order, size, eps=0.):
+    "Embeddings (N, D), each part of `size` rows in `order` with covariance one."
+    parts = z[order].view(-1, size, z.shape[1])
+    parts = parts - parts.mean(1, keepdim=True)
+    with torch.autocast(z.device.type, enabled=False):
+        covariance = (1 - eps)*parts.mT @ parts/(size - 1) + eps*torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        factor, fails = torch.linalg.cholesky_ex(covariance)
+        if fails.any(): raise Singular("the features of a sub-batch cannot be whitened, their covariance is singular: pass white_eps 1e-4, or a lower lr")
+        white = torch.linalg.solve_triangular(factor, parts.mT, upper=False).mT
+    return white.flatten(0, 1)[order.argsort()]

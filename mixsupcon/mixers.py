@@ -148,9 +148,10 @@ def blend(share, p):
     eye = torch.eye(len(p), device=p.device)
     return share[:, None]*eye + (1 - share)[:, None]*eye[p]   # (N, N), rows sum to one
 
-def mix(own, other, gen, mixer="mixup", alpha=1., lam_per="sample", partner="perm"):
-    "Mixed images and the matrix that mixed them."
+def mix(own, other, gen, mixer="mixup", alpha=1., lam_per="sample", partner="perm", fold=False):
+    "Mixed images and the matrix that mixed them; with `fold` no image is outweighed by its partner."
     lam = draw_lam(len(own) if lam_per == "sample" else 1, alpha, gen).to(own.device)
+    if fold: lam = torch.maximum(lam, 1 - lam)
     xb, p = choose(PARTNERS, partner, "partner")(own, other, gen)
     mixed, share = choose(MIXERS, mixer, "mixer")(own, xb, lam, gen)
     return mixed, blend(share.expand(len(own)), p)

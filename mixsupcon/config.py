@@ -174,15 +174,21 @@ PRESETS |= dict(
                        npair_imix=length(2000), mocon_imix=length(2000), byol_imix=length(4000)) | dict(npair=dict(head="mlpbn_bn", epochs=4000)),
     imix_unaugmented=dict(source="i-Mix Table 3, no augmentation", fidelity="paper", also=ON_CIFAR,
                           every=IMIX | dict(epochs=500, warmup_epochs=5, crop_min=1., flip=0., jitter=0., gray=0.)),
+    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper",
+                       every=LARGE | dict(epochs=800, batch_size=512, lr=.06), imix=dict(mixer="cutmix", lam_per="batch"), also=dict(dataset=("folder",))))
+
+# %% ../nbs/00_config.ipynb #425a20ae
+PRESETS |= dict(
     ermolov=dict(source="Un-Mix Table 3: SimCLR, BYOL and W-MSE by the W-MSE authors' recipe (crops bilinear, not bicubic; 5 epochs of warm-up for 500 steps)",
                  fidelity="released", every=ERMOLOV, simclr=dict(head="mlpbn_bn", together="head"), wmse4=dict(batch_size=256), also=ON_CIFAR),
+    ermolov_64=dict(source="Un-Mix Table 3 on STL-10 and Tiny ImageNet (of STL-10 the labelled images only, and no pooling in the stem)",
+                    fidelity="fixed", simclr=dict(head="mlpbn_bn", together="head"), wmse2=dict(out=128, white_times=4), wmse4=dict(batch_size=256, out=128),
+                    every=ERMOLOV | dict(dataset="tiny", image_size=64, lr=2e-3, out=128, white_size=256), also=dict(dataset=("tiny", "stl10"), epochs=(2000,))),
     moco_cifar=dict(source="Un-Mix Table 3 and README: MoCo", fidelity="released", every=MOCO_CIFAR, also=ON_CIFAR),
     swav_cifar=dict(source="Un-Mix Fig. 8 and README: SwAV, on a ResNet-18 of basic blocks", fidelity="fixed", every=SWAV_CIFAR,
                     also=ON_CIFAR | dict(epochs=(200, 600, 800, 1000))),
     moco_imagenet=dict(source="Un-Mix Table 4: MoCo v2 on ImageNet", fidelity="paper", every=LARGE, unmix=dict(mixer="cutmix"),
                        also=dict(dataset=("folder",), epochs=(800,))),
-    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper",
-                       every=LARGE | dict(epochs=800, batch_size=512, lr=.06), imix=dict(mixer="cutmix", lam_per="batch"), also=dict(dataset=("folder",))),
     siam_cifar=dict(source="MixSiam Table 3 and Fig. 4", fidelity="ours", every=SIMSIAM_CIFAR, also=ON_CIFAR),
     siam_imagenet=dict(source="MixSiam Table 1", fidelity="paper", also=dict(dataset=("folder",), epochs=(200, 400, 800)),
                        every=LARGE | dict(epochs=100, batch_size=128, lr=.025, probe="lin_simsiam"),
@@ -265,7 +271,7 @@ def families(method):
 def layered(given):
     "What presets and `given` say together, later layers first to be heard."
     pick = lambda name: given.get(name, DEFAULTS["every"][name])
-    preset = given.get("preset", "small" if pick("dataset") == "digits" else "table1")
+    preset = given.get("preset", "small" if pick("dataset").startswith("digits") else "table1")
     tables = DEFAULTS, choose(PRESETS, preset, "preset")
     rows = [table.get(row, {}) for row in families(pick("method")) for table in tables]
     recipe = {k: v for row in rows for k, v in row.items()} | dict(preset=preset)

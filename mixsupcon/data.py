@@ -109,6 +109,7 @@ def members(root, source, names):
             if name := places.get(os.path.normpath(info.name)): found[name] = tar.extractfile(info).read()
     return {name: found[name] for name in names}
 
+# %% ../nbs/02_data.ipynb #7edfc883
 def fetched(source, names, data_dir, download):
     "The bytes of the named files of what torchvision publishes as `source`, from `data_dir`."
     root, name = Path(data_dir), source.__name__

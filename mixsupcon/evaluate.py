@@ -184,12 +184,13 @@ def shifts(trained, probe, epoch):
 
 PROBE_VIEWS = dict(crop=crops, pad=shifts, none=lambda trained, probe, epoch: trained.train_h)
 
-# %% ../nbs/09_evaluate.ipynb #f6941730
+# %% ../nbs/09_evaluate.ipynb #fedaa539
 def probe_fields(cfg):
     "What a config says of its probe."
     fields = {k: v for k, v in asdict(cfg).items() if k.startswith("probe")}
     return fields if cfg.probe_choice != "fixed" else fields | dict(probe_lrs="")   # from which nothing is chosen
 
+# %% ../nbs/09_evaluate.ipynb #f6941730
 def told(trained, probe, layer, curve):
     "What a trained probe shows: records, test accuracy by epoch, confusion."
     with torch.no_grad(): predicted, known = (layer(h).argmax(1) for h in (trained.test_h, trained.train_h))
@@ -209,7 +210,7 @@ def probed(trained, probe, rates):
     return {rate: told(trained, replace(probe, probe_lr=rate), layer, curve)
             for rate, (layer, curve) in zip(rates, found) if layer.weight.isfinite().all()}
 
-# %% ../nbs/09_evaluate.ipynb #4e0c7bb5
+# %% ../nbs/09_evaluate.ipynb #b777ca3a
 def diverged(rates):
     "The sentence for probes that came to nothing."
     words = ", ".join(f"{rate:g}" for rate in rates)
@@ -221,6 +222,7 @@ def fixed(trained, probe, rates):
     if not made: raise diverged([probe.probe_lr])
     return made[probe.probe_lr]
 
+# %% ../nbs/09_evaluate.ipynb #4e0c7bb5
 def by_validation(trained, probe, rates):
     "The result of the rate that is best on held-out training images, the first of equals."
     train_h = partial(PROBE_VIEWS[probe.probe_view], trained, probe)

@@ -7,8 +7,8 @@ __all__ = ['POTS', 'GOALS', 'CLEAN', 'TARGETS', 'MIXED', 'AGGREGATES', 'METHODS'
            'Mixing', 'mixing', 'score', 'contrast', 'unit', 'imix_pot', 'Sight', 'Goal', 'asked', 'met', 'among_keys',
            'among_queue', 'among_both', 'among_all', 'predict', 'still', 'byol', 'simsiam', 'scores', 'codes', 'swav',
            'raw', 'apart', 'wmse', 'clean', 'crops', 'base', 'plain', 'imix', 'others', 'itself', 'everyone', 'unmix',
-           'alike', 'mixco', 'mixsiam', 'classify', 'Method', 'of', 'overlaid', 'loss_of', 'net_parts', 'checked_sizes',
-           'checked_views', 'checked_names']
+           'alike', 'mixco', 'view_mixture', 'image_mixture', 'mixsiam', 'classify', 'Method', 'of', 'overlaid',
+           'inputs', 'loss_of', 'net_parts', 'checked_sizes', 'checked_views', 'checked_names']
 
 # %% ../nbs/07_methods.ipynb #83d5e3ba
 from functools import partial
@@ -40,7 +40,7 @@ def positives(t, own=True):
 
 # %% ../nbs/07_methods.ipynb #df1d3d29
 class Mixing(NamedTuple):
-    "How a step mixes `(own, other)`, the place in the network where it does, and the generator of the step."
+    "How a step mixes `(own, other)`, the place in the network where it does, and the generator of all else."
     draw: Callable; place: int; gen: torch.Generator
     def __call__(self, own, other): return self.draw(own, other)
     def there(self, net, *views):
@@ -51,7 +51,7 @@ def mixing(cfg, gen):
     "The `Mixing` of a step."
     mixer, place = chosen(cfg.mixer, shares(cfg.mixer_odds), gen)
     how = dict(mixer=mixer, alpha=cfg.alpha, lam_per=cfg.lam_per, partner=cfg.partner, fold=cfg.fold == "yes")
-    return Mixing(partial(mix, gen=gen, **how), place, gen)
+    return Mixing(partial(mix, gen=gen, **how), place, torch.Generator().manual_seed(gen.initial_seed() ^ 1))
 
 # %% ../nbs/07_methods.ipynb #32758687
 def score(z, t, cfg):
@@ -248,9 +248,9 @@ def imix(goal, net, views, t, mixing, cfg):
     return loss
 
 # %% ../nbs/07_methods.ipynb #d3f72813
-def others(i, n): return [j for j in range(n) if j != i]
-def itself(i, n): return [i]
-def everyone(i, n): return others(i, n) + itself(i, n)
+def others(i, n): "All views but view `i`."; return [j for j in range(n) if j != i]
+def itself(i, n): "Only the view that was mixed."; return [i]
+def everyone(i, n): "All, the view that was mixed last."; return others(i, n) + itself(i, n)
 
 TARGETS = dict(other=others, same=itself, both=everyone)
 MIXED = dict(one=1, each=2)   # how many views are mixed, each by itself
@@ -286,14 +286,24 @@ def mixco(goal, net, views, t, mixing, cfg, sought=among_keys):
 # %% ../nbs/07_methods.ipynb #e4417ffd
 AGGREGATES = dict(max=torch.maximum, avg=lambda a, b: (a + b)/2)   # `none`: one of the two at random
 
+def view_mixture(views, mixing, cfg):
+    "Both views of each image in one; or of different images, or only one view; and the matrix that says of which image it is."
+    v1, v2 = views
+    if cfg.mixture == "images": return mixing(v1, v2)
+    share = cfg.view_share if cfg.mixture == "views" else torch.randint(2, (1,), generator=mixing.gen).item()
+    return share*v1 + (1 - share)*v2, torch.eye(len(v1), device=v1.device)
+
+def image_mixture(views, mixing, cfg):
+    "The mixtures of the first view, as every other method makes them."
+    return mixing(views[0], views[-1])
+
 def mixsiam(net, views, t, mixing, cfg):
     "SimSiam, and a mixture of both views that predicts both at once."
     v1, v2 = views
     sight, w = Sight(net, views, cfg, mixing.gen), torch.eye(len(v1), device=v1.device)
     loss = clean(GOALS["simsiam"], sight, w)
     if cfg.siam_weight == 1: return loss
-    coin = int(torch.randint(2, (1,), generator=mixing.gen))
-    x = dict(views=lambda: cfg.view_share*v1 + (1 - cfg.view_share)*v2, none=lambda: views[coin], images=lambda: mixing(v1, v2)[0])[cfg.mixture]()
+    x, coin = view_mixture(views, mixing, cfg)[0], int(torch.randint(2, (1,), generator=mixing.gen))
     z = [z if cfg.aggregate_at == "raw" else F.normalize(z, dim=1) for z in (sight.z(0), sight.z(1))]
     sought = z[coin] if cfg.aggregate == "none" else AGGREGATES[cfg.aggregate](*z)
     cost = 2*simsiam(sight, predict(net, net(x)), still(net, sought), None)
@@ -309,6 +319,7 @@ def classify(net, views, t, mixing, cfg):
 class Method(NamedTuple):
     "A row of the table."
     labels: Callable; compare: Callable; parts: tuple = (); mixes: bool = True; views: int = 2; head: str = ""
+    mixture: Callable = image_mixture   # of a step, to look at
 
 def of(strategy, goal, labels=by_instance, **more):
     "The row of a goal met by a strategy."
@@ -327,7 +338,7 @@ METHODS = dict(
     simclr_unmix=of(unmix, "simclr"), moco_unmix=of(unmix, "moco"), moco_v1_unmix=of(unmix, "moco"), moco_sym_unmix=of(unmix, "moco"),
     byol_unmix=of(unmix, "byol"), swav_unmix=of(unmix, "swav"),
     wmse2_unmix=of(unmix, "wmse"), wmse4_unmix=of(unmix, "wmse", views=4),
-    moco_mixco=of(partial(mixco, sought=among_both), "moco"), mixsiam=Method(by_instance, mixsiam, ("predictor",)),
+    moco_mixco=of(partial(mixco, sought=among_both), "moco"), mixsiam=Method(by_instance, mixsiam, ("predictor",), mixture=view_mixture),
     ce=Method(by_class, classify, views=1, head="linear"))
 
 # %% ../nbs/07_methods.ipynb #74e9b0a4
@@ -336,10 +347,13 @@ def overlaid(views, gen):
     own, other = views[:2]
     return [mix(a, b, gen, "inputmix", partner="cross_view")[0] for a, b in ((own, other), (other, own))]
 
+def inputs(cfg, views, gen):
+    "The views as the network gets them: overlaid, if the config says so."
+    return overlaid(views, gen) + list(views[2:]) if cfg.inputmix == "yes" else views
+
 def loss_of(cfg, net, views, y, classes, gen):
     "The method's loss on views, its mixing drawn from `gen`."
-    method, net.fresh = METHODS[cfg.method], ()
-    if cfg.inputmix == "yes": views = overlaid(views, gen)
+    method, net.fresh, views = METHODS[cfg.method], (), inputs(cfg, views, gen)
     labels = by_instance if cfg.label_sim == "instance" else method.labels
     return method.compare(net, views, labels(y, classes), mixing(cfg, gen), cfg)
 

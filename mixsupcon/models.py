@@ -64,7 +64,7 @@ def mlp(width, hidden, out, inside=lambda width: [], outside=lambda width: []):
     hidden = hidden or width
     return nn.Sequential(nn.Linear(width, hidden), *inside(hidden), nn.ReLU(), nn.Linear(hidden, out), *outside(out))
 
-def norm(width): return [nn.BatchNorm1d(width)]
+def norm(width): "Batch norm, as the layer to be put in."; return [nn.BatchNorm1d(width)]
 
 def siam(width, hidden, out, layers):
     "SimSiam's projection: batch norm after each of `layers` layers, the last without weights of its own."

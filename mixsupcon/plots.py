@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from .config import stream
 from .evaluate import Trained, picture_of
-from .methods import METHODS, mixing
+from .methods import METHODS, inputs, mixing
 from .runs import pack, read_json, read_log, unpack, write
-from .train import batches_of, view_of
+from .train import batches_of, step_views
 
 # %% ../nbs/11_plots.ipynb #040c4b4e
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
@@ -65,10 +65,10 @@ def first_step(cfg, data, n=8):
     first = batches_of(cfg, len(data.train_x), 1)[0]
     x, y = data.train_x[first], data.train_y[first]
     plain = data._replace(mean=(0,)*3, std=(1,)*3)
-    v1, v2 = (view_of(cfg, x, plain, purpose, 0) for purpose in ("view 1", "view 2"))
-    mixed, w = mixing(cfg, stream(cfg.seed, "mix", 0))[0](v1, v2 if METHODS[cfg.method].views == 2 else v1)
-    rows = {"image": x/255., "view 1": v1, "view 2": v2, cfg.mixer: mixed}
-    if METHODS[cfg.method].views == 1: del rows["view 2"]
+    gen, views = stream(cfg.seed, "mix", 0), step_views(cfg, x, plain, 0)[:METHODS[cfg.method].views]
+    seen = inputs(cfg, views, gen)
+    mixed, w = METHODS[cfg.method].mixture(seen[:2], mixing(cfg, gen), cfg)
+    rows = {"image": x/255.} | {f"view {i + 1}": view for i, view in enumerate(seen)} | {cfg.mixer: mixed}
     names = [data.classes[i] for i in y.tolist()]
     rows = {name: (images[:n]*255).round().clamp(0, 255).byte() for name, images in rows.items()}
     return rows, [sources(row, names) for row in w[:n]]

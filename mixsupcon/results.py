@@ -130,7 +130,8 @@ def probe_table(folder):
         told |= {name: f"{told[name]:g}" for name in ("weight_decay", "decay")}   # too small for four digits
         first = dict(protocol=told.pop("probe")) | {name: told.pop(name) for name in ("optimizer", "weight_decay", "view", "choice", "lrs")}
         whose = dict(probe="the run's own" if path.stem == "linear" else "another")
-        rows.append(first | whose | told | dict(last=result["curve"][-1], best_test=max(result["curve"])))
+        best = dict(best_test_rate=max(value for _, value in result["choice"])) if first["choice"] == "test" else {}
+        rows.append(first | whose | told | dict(last=result["curve"][-1], best_test=max(result["curve"])) | best)
     return pd.DataFrame(rows).sort_values(["protocol", "lr"])
 
 def seen_table(folders, results):
@@ -138,7 +139,7 @@ def seen_table(folders, results):
     return pd.DataFrame([dict(panel=name, run=folders[name].name, silhouette=result["silhouette"], knn20=result["knn20"], gap=result["gap"])
                          for name, result in results.items()])
 
-# %% ../nbs/10_results.ipynb #d4a3d3e0
+# %% ../nbs/10_results.ipynb #99ebbe40
 def transferred(trained, cfg):
     "The results of a run on every data set that its config transfers to, by name."
     return {name: transfer_of(trained, name, cfg) for name in targets(trained.cfg)}
@@ -150,6 +151,7 @@ def measured(cfg, root=None, wait=0):
     linear_of(trained), knn_of(trained), transferred(trained, cfg), complete(trained.folder)
     return trained.folder
 
+# %% ../nbs/10_results.ipynb #d4a3d3e0
 def finished(folder):
     "Says on the terminal that a run is complete; its folder."
     told, changed = complete(folder), read_json(folder/"config.json")["departures"]

@@ -59,7 +59,7 @@ def settled(cfg):
     auto = "bfloat16" if device == "cuda" else "float32"
     return replace(cfg, device=device, precision=auto if cfg.precision == "auto" else cfg.precision)
 
-# %% ../nbs/08_train.ipynb #45468528
+# %% ../nbs/08_train.ipynb #3223a8f8
 def net_for(cfg, classes, image_size):
     "The fresh network of a config; a classifier has an output per class."
     if METHODS[cfg.method].head == "linear": cfg = replace(cfg, head="linear", out=classes)
@@ -73,6 +73,7 @@ def optimizer_of(cfg, net, fused=False):
     if cfg.optimizer == "adam": return torch.optim.Adam(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
     return torch.optim.SGD(groups, cfg.lr, momentum=.9, weight_decay=0. if cfg.trust else cfg.weight_decay, fused=fused)
 
+# %% ../nbs/08_train.ipynb #45468528
 class Learner:
     "The network and its optimiser."
     def __init__(self, cfg, data, device):

@@ -58,7 +58,8 @@ def ended(root):
 def main(root):
     report = {}
     for i, method in enumerate(METHODS):
-        cfg = configure(method=method, image_size=8, epochs=4, save_seconds=0.)
+        small = dict(method=method, image_size=8, train_images=320, epochs=4, save_seconds=0.)
+        cfg = configure(**small)
         data = load_data(cfg)
         straight, broken = root/f"{method}-straight", root/f"{method}-killed"
         begun = time.monotonic()
@@ -68,13 +69,13 @@ def main(root):
         def after_two_epochs(since=itertools.count()):
             if not broken.exists() or not list(broken.iterdir()) or len(read_log(folder_of(broken))) < 2:
                 return False
-            return next(since)*.002 > epoch*(.2 + .15*i)
+            return next(since)*.002 > epoch*(.2 + .1*(i % 6))
         killed = forked(lambda: whole_training(cfg, data, broken), after_two_epochs)
         left = [int(path.name.split("-")[1]) for path in checkpoints(folder_of(broken))]
         forked(lambda: whole_training(cfg, data, broken))
         a, b = ended(straight), ended(broken)
         other = root/f"{method}-other"
-        forked(lambda: whole_training(configure(method=method, image_size=8, epochs=4, seed=1), data, other))
+        forked(lambda: whole_training(configure(**small, seed=1), data, other))
         control = ended(other)
         report[method] = dict(killed=killed, left=left, tensors=len(a) - 2, differ=[k for k in a if a[k] != b.get(k)] + sorted(set(b) - set(a)),
                               control=sum(a[k] != control.get(k) for k in a))

@@ -174,23 +174,14 @@ def test_swav(queue):
 def test_wmse():
     "Two and four views, several ways to part the batch, and Un-Mix: turned round before whitening."
     case = Case("wmse")
-    order = torch.randperm(N, generator=step_after(case.cfg)).tolist()
+    order = torch.randperm(N, generator=mixing(case.cfg, stream(0, "mix")).gen).tolist()
     z = [case.z(v) for v in (v1, v2, v3, v4)]
     assert np.allclose(whitened(torch.tensor(z[0]), torch.arange(N), 12).numpy(), np.array(naive.whiten(z[0])))
     for views in (2, 4):
         assert close(case.ours(plain, views=(v1, v2, v3, v4)[:views]), naive.wmse(z[:views], order, 6))
-    mix, gen = Case("wmse", **UNMIX), stream(0, "mix")
-    step = mixing(mix.cfg, gen)
-    order = torch.randperm(N, generator=gen).tolist()   # the clean loss parts the batch before anything is mixed
-    x, w = step(v1, v1)
-    assert close(mix.ours(unmix), naive.unmix_wmse2(z[0], z[1], case.z(x), w[0, 0].item(), order, order, 6))
-
-
-def step_after(cfg):
-    "The step's generator after the mixer was chosen: what the parts of a batch are drawn from first."
-    gen = stream(0, "mix")
-    mixing(cfg, gen)
-    return gen
+    mix = Case("wmse", **UNMIX)
+    x, own, _ = mix.mixed()
+    assert close(mix.ours(unmix), naive.unmix_wmse2(z[0], z[1], case.z(x), own[0], order, order, 6))
 
 
 def test_mixco_on_moco():

@@ -153,6 +153,18 @@ def test_inputmix():
     assert share.eq(1).all()
 
 
+class Linear:
+    "A network of two linear parts, to be entered and left between them; it remembers what it gave."
+    head = staticmethod(lambda h: h)
+
+    def __init__(self): self.seen = []
+    def of(self, part, x): return part(x)
+    def __call__(self, x, since=0, until=None): return self.encode(x, since, until)
+    def encode(self, x, since=0, until=None):
+        self.seen.append(linear_net(x, since, until))
+        return self.seen[-1]
+
+
 def linear_net(x, since=0, until=None):
     "A network of two linear parts, to be entered and left between them."
     first, second = torch.randn(27, 27, generator=stream(0, "net 1"), dtype=torch.float64), torch.randn(27, 5, generator=stream(0, "net 2"), dtype=torch.float64)
@@ -165,8 +177,8 @@ def test_related_losses(method):
     "MixCo and GenSCL as rows of METHODS, against loops over the same mixtures."
     v1, v2 = torch.randn(2, 6, 3, 3, 3, generator=stream(1, "views"), dtype=torch.float64)
     y, cfg = torch.arange(6) % 3, configure(method=method, tau=.2, **(dict(mix_weight=.7, mix_tau=.05) if method == "mixco" else {}))
-    ours = loss_of(cfg, linear_net, v1, v2, y, 3, stream(0, "mix")).item()
-    mixed, _ = mixing(cfg, gen := stream(0, "mix"))
+    ours = loss_of(cfg, Linear(), [v1, v2], y, 3, stream(0, "mix")).item()
+    mixed = mixing(cfg, stream(0, "mix"))
     z = lambda x: linear_net(x.double()).numpy()
     if method == "mixco":
         x, w = mixed(v1, v1)
@@ -183,17 +195,12 @@ def test_related_losses(method):
 def test_manifoldmix():
     "Both views go through the first part, are mixed there, and go on."
     cfg = configure(mixer="manifoldmix", seed=0)
-    step = next(i for i in range(50) if mixing(cfg, stream(i, "mix"))[1])
+    step = next(i for i in range(50) if mixing(cfg, stream(i, "mix")).place)
     v1, v2 = torch.randn(2, 4, 3, 3, 3, generator=stream(1, "views"), dtype=torch.float64)
-    seen = []
-
-    def net(x, since=0, until=None):
-        out = linear_net(x, since, until)
-        seen.append(out)
-        return out
-    loss_of(cfg, net, v1, v2, torch.arange(4) % 2, 2, stream(step, "mix"))
+    net = Linear()
+    loss_of(cfg, net, [v1, v2], torch.arange(4) % 2, 2, stream(step, "mix"))
     mixing(cfg, gen := stream(step, "mix"))   # what is drawn before
     (lam_a, p), (lam_b, q) = ((draw_lam(4, 1., gen), torch.randperm(4, generator=gen)) for _ in range(2))
     f1, f2 = (lambda x: linear_net(torch.as_tensor(x)[None], until=1)[0].numpy()), (lambda h: linear_net(torch.as_tensor(h)[None], since=1)[0].numpy())
     theirs = oracle_mixers.manifold(f1, f2, v1.numpy(), v2.numpy(), p, q, lam_a.numpy(), lam_b.numpy())
-    assert np.allclose(seen[-1].numpy(), np.array(theirs), atol=1e-6)
+    assert np.allclose(net.seen[-1].numpy(), np.array(theirs), atol=1e-6)

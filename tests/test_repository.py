@@ -126,9 +126,13 @@ def test_parameters_are_the_config():
 def test_words_in_the_comments():
     "What a parameter's comment offers is what the package knows."
     from mixsupcon import data, losses, methods, mixers, models
-    from mixsupcon.config import PRESETS, WORDS
-    lines = dict(line.split(":", 1) for line in parameters_cell(ROOT/"nbs"/"run_experiment.ipynb").splitlines()[1:])
-    tables = dict(method=methods.METHODS, dataset=data.DATASETS, arch=models.BACKBONES, mixer=mixers.MIXERS, partner=mixers.PARTNERS, preset=PRESETS) | WORDS
+    from mixsupcon.config import PRESETS, PROBES, WORDS
+    path = ROOT/"nbs"/"run_experiment.ipynb"
+    lines = dict(line.split(":", 1) for line in parameters_cell(path).splitlines()[1:])
+    above = next(source(cell) for cell in cells(path, "markdown") if source(cell).startswith("## Parameters"))
+    lines |= dict(method=above, preset=above)
+    tables = dict(method=methods.METHODS, dataset=data.DATASETS, arch=models.BACKBONES, mixer=mixers.MIXERS, partner=mixers.PARTNERS, preset=PRESETS,
+                  head=models.HEADS, probe=PROBES) | WORDS
     for parameter, table in tables.items():
         if parameter != "probe_schedule":
             assert all(re.search(rf"\b{word}\b", lines[parameter]) for word in table), f"{parameter}: the comment leaves out one of {list(table)}"

@@ -11,7 +11,7 @@ from mixsupcon.config import Refusal, configure
 from mixsupcon.data import assembled, fingerprint
 from mixsupcon.methods import METHODS
 from mixsupcon.runs import checkpoints, open_run, pack, run_folder, unlock, unpack
-from mixsupcon.train import Learner, load_net, pretrain, settled, train_epoch
+from mixsupcon.train import Learner, load_net, optimizer_of, pretrain, settled, train_epoch
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_fused_steps_resume_exactly(tiny):
     cfg = settled(configure(epochs=2, batch_size=8))
     def learner():
         made = Learner(cfg, tiny, torch.device("cpu"))
-        made.optimizer = torch.optim.SGD(made.net.parameters(), cfg.lr, momentum=.9, weight_decay=cfg.weight_decay, fused=True)
+        made.optimizer = optimizer_of(cfg, made.net, fused=True)
         return made
     straight, resumed = learner(), learner()
     train_epoch(cfg, straight, tiny.train_x, tiny.train_y, tiny, 1)
@@ -149,5 +149,5 @@ def test_half_precision_trains(tiny, method):
     learner = Learner(cfg, tiny, torch.device("cpu"))
     before = {k: v.clone() for k, v in learner.tensors().items()}
     assert 0 < train_epoch(cfg, learner, tiny.train_x, tiny.train_y, tiny, 1) < 10
-    assert learner(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+    assert learner.net(torch.randn(2, 3, 8, 8)).dtype == torch.float32
     assert any(not torch.equal(v, before[k]) for k, v in learner.tensors().items() if k in before)

@@ -120,10 +120,10 @@ TABLE1 = dict(
 SMALL = TABLE1 | dict(
     arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
     crop_min=.7, flip=0., jitter=.2, gray=0., probe_epochs=30, probe_lr=.5,
-    queue=256, momentum=.9, predictor=64, prototypes=30, white_size=32)
+    queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32)
 SIAM = dict(hidden=128, out=128)
 SMALL_ROWS = dict(
-    byol=dict(momentum=.9), simsiam=SIAM, mixsiam=SIAM, swav=dict(queue=0), wmse2=dict(out=16), wmse4=dict(out=16))
+    byol=dict(momentum=.9, momentum_schedule="constant"), simsiam=SIAM, mixsiam=SIAM, wmse2=dict(out=16), wmse4=dict(out=16))
 
 PRESETS = dict(
     table1=dict(
@@ -137,8 +137,8 @@ PRESETS = dict(
         simclr=dict(tau=.5, probe_lr=1.), genscl=dict(epochs=500), ce=dict(epochs=500, lr=.8),
         also=dict(dataset=("cifar10", "cifar100"))),
     small=dict(source="the bundled digits in about a minute", fidelity="ours", every=SMALL, **SMALL_ROWS),
-    few=dict(source="fifty of the bundled digits, where methods come apart", fidelity="ours", **SMALL_ROWS,
-             every=SMALL | dict(train_images=50, epochs=80, batch_size=25, lr=.04, queue=100, white_size=25)))
+    few=dict(source="fifty of the bundled digits, where methods come apart", fidelity="ours", **SMALL_ROWS, moco_sym=dict(queue=50),
+             every=SMALL | dict(train_images=50, epochs=80, batch_size=25, lr=.04, queue=25, white_size=25)))
 
 # %% ../nbs/00_config.ipynb #b48c6ef4
 IMIX = TABLE1 | dict(

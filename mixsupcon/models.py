@@ -52,7 +52,9 @@ BACKBONES = dict(
     resnet8=resnet8,
     resnet18=partial(resnet, torchvision.models.resnet18),
     resnet34=partial(resnet, torchvision.models.resnet34),
-    resnet50=partial(resnet, torchvision.models.resnet50))
+    resnet50=partial(resnet, torchvision.models.resnet50),
+    resnet101=partial(resnet, torchvision.models.resnet101),
+    resnet152=partial(resnet, torchvision.models.resnet152))
 
 # %% ../nbs/06_models.ipynb #09c2567c
 def linear(width, hidden, out):

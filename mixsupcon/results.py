@@ -33,7 +33,7 @@ def gathered(folder):
         if result.get("net") != training["net"]:
             raise RunError(f"{folder}/{name}.json was made from other weights than net.safetensors: delete it and run again")
         rows += result["rows"]
-    config, spent = read_json(folder/"config.json"), {key: training[key] for key in ("net", "epochs", "images_seen", "seconds")}
+    config, spent = read_json(folder/"config.json"), {key: training[key] for key in ("net", "epochs", "images_seen", "passes", "seconds")}
     if identity(cfg, config["data"]) != config["identity"]: raise RunError(f"{folder}/config.json is not what the run was named by")
     seals = {name: digest((folder/f"{name}.json").read_bytes()) for name in results_of(cfg)}
     whose = dict(run=folder.name, identity=config["identity"], data=config["data"], seed=config["config"]["seed"])

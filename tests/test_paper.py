@@ -23,7 +23,7 @@ ROOT, EXPECTED = Path(__file__).parents[1], Path(__file__).parent/"expected_repo
 def pretend(root, cfg, value):
     "A run folder as training and evaluation leave it, with a made-up number."
     folder = open_run(cfg, "d", root)
-    write_json(folder/"training.json", dict(epochs=80, images_seen=4000, seconds=3.5, net="a1"))
+    write_json(folder/"training.json", dict(epochs=80, images_seen=4000, passes=8000, seconds=3.5, net="a1"))
     row = dict(protocol="lin_supcontrast", metric="accuracy", value=value, n=360, selection="last")
     rows = [row, row | dict(selection="best_test", value=value + .01), row | dict(metric="train_accuracy", value=.995)]
     write_json(folder/"linear.json", dict(net="a1", rows=rows, curve=[value/2, value], confusion=[[9, 1], [2, 8]], classes=["a", "b"]))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'panels', 'saved', 'drawn', 'empty', 'colours', 'sources', 'first_step', 'grid', 'views_and_mixtures',
            'pictured', 'mixtures', 'curves', 'probe_curves', 'confusion', 'phrase', 'picture', 'banded', 'shared',
-           'by_epoch', 'learning', 'probe_learning', 'signed', 'heat_map', 'differences_from', 'against_time',
+           'by_epoch', 'learning', 'probe_learning', 'signed', 'heat_map', 'differences_from', 'along', 'against_time',
            'confusions']
 
 # %% ../nbs/11_plots.ipynb #b3139efe
@@ -246,6 +246,22 @@ def differences_from(table, baseline, path=None):
     axes[0, 0].set(yticks=range(len(rows)), yticklabels=names, xlabel=f"linear accuracy, difference\nfrom {baseline} (points)")
     axes[0, 0].tick_params(left=False), axes[0, 0].set_ylim(-.6, len(rows) - .4)
     sns.despine(ax=axes[0, 0], left=True)
+    return saved(fig, path)
+
+# %% ../nbs/11_plots.ipynb #3de1723c
+@plt.rc_context(STYLE)
+def along(table, what, measure="linear", path=None):
+    "Accuracy against the number that each row's name ends in, a line for each beginning, with a standard deviation over seeds."
+    said = table.assign(line=table.row.str.rsplit(n=1).str[0], x=table.row.str.rsplit(n=1).str[1].astype(float))
+    if said[f"{measure} mean"].isna().all(): return empty(path)
+    fig, axes = panels(1, said["data"].nunique(), 3.4, 2.6)
+    for ax, (data, part) in zip(axes[0], said.groupby("data", sort=False)):
+        for (name, points), colour in zip(part.groupby("line", sort=False), colours(part.line.nunique())):
+            points = points.sort_values("x")
+            ax.errorbar(points.x, points[f"{measure} mean"], points[f"{measure} std"], fmt="o-", color=colour, markersize=3.5, linewidth=1, capsize=2, label=name)
+        ax.set(title=data, xlabel=what, xticks=sorted(part.x.unique()))
+        if part.line.nunique() > 1: ax.legend(frameon=False)
+    axes[0, 0].set_ylabel(f"{measure} accuracy (%)")
     return saved(fig, path)
 
 # %% ../nbs/11_plots.ipynb #b4c8ec7d

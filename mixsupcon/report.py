@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'LOOK', 'GROUPS', 'by_row', 'first_with', 'one_each', 'of_linear', 'mixed_images', 'of_mixers',
-           'of_switches', 'of_comparison', 'figures', 'anchor', 'linked', 'sessions', 'environments', 'versions',
-           'trace', 'section', 'paragraph', 'width_of', 'figure', 'whole', 'draw_all', 'standing', 'page',
-           'write_report', 'ending']
+           'of_switches', 'of_comparison', 'by_differences', 'by_steps', 'figures', 'anchor', 'linked', 'sessions',
+           'environments', 'versions', 'trace', 'section', 'paragraph', 'width_of', 'figure', 'whole', 'draw_all',
+           'standing', 'page', 'write_report', 'ending']
 
 # %% ../nbs/15_report.ipynb #3576576d
 import html, os
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .config import project
 from .plots import (
-    against_time, confusions, differences_from, drawn, heat_map, learning, mixtures, picture, probe_learning)
+    against_time, along, confusions, differences_from, drawn, heat_map, learning, mixtures, picture, probe_learning)
 from .results import announced, shown
 from .runs import read_json, write
 from .studies import SCALES, studies
@@ -74,7 +74,19 @@ def of_comparison(part, table):
     return dict(comparison=("Related methods; filled where p (Holm) is at most .05", differences_from(table, "supcon")),
                 time=("Accuracy and its cost", against_time(costs)))
 
-FIGURES = dict(linear=of_linear, mixers=of_mixers, switches=of_switches, comparison=of_comparison)
+def by_differences(name, base="its base"):
+    "Drawn as differences of rows from their bases."
+    return lambda part, table: {name: (f"Differences from {base}; filled where p (Holm) is at most .05", differences_from(table, base))}
+
+def by_steps(name, what):
+    "Drawn along the number that rows differ in."
+    return lambda part, table: {name: (f"By {what}; bars are standard deviations over seeds", along(table, what))}
+
+FIGURES = dict(
+    linear=of_linear, mixers=of_mixers, switches=of_switches, comparison=of_comparison,
+    imix=by_differences("imix"), imix_length=by_steps("imix_length", "epochs"), unmix=by_differences("unmix"),
+    unmix_odds=by_steps("unmix_odds", "probability of MixUp"), unmix_gamma=by_steps("unmix_gamma", "γ"), unmix_length=by_steps("unmix_length", "epochs"),
+    mixsiam=by_differences("mixsiam", "mixsiam"), mixsiam_weight=by_steps("mixsiam_weight", "λ"))
 
 # %% ../nbs/15_report.ipynb #294ee5b5
 def figures(values, tables):
@@ -171,11 +183,12 @@ def standing(values):
 # %% ../nbs/15_report.ipynb #f7275219
 GROUPS = dict(linear=("probe", "loss", "confusion"), seen=("tsne", "umap"), mixers=("mixers", "mixtures"),
               switches=("switches",), comparison=("comparison", "time"))
+GROUPS |= {name: (name,) for name in FIGURES if name not in GROUPS}
 
 def page(told, kept, out):
     "The page of a scale."
-    gone, parts = absent(told.scale, told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds. "
-        "Accuracies in per cent on the test set; the headline is the last epoch of the linear probe (lin_supcontrast). "
+    gone, parts = absent(told.scale, told.values), [paragraph(f"{SCALES[told.scale].about}; {SCALES[told.scale].seeds} seeds for MixSupCon's studies, {SCALES[told.scale].fewer} for the others'. "
+        f"Accuracies in per cent on the test set; the headline is the last epoch of the linear probe ({', '.join(sorted({cfg.probe for cfg in told.values.cfg}))}). "
         "“best test” was chosen with the test set and is there for comparison with papers that do so. Intervals are bootstraps over seeds, "
         "a little short with few of them; claims rest on the p values. A cell leads to its runs.")]
     state = standing(told.values) + "."
@@ -184,8 +197,9 @@ def page(told, kept, out):
         shows = [figure(key, kept[key][0], width_of(out, key)) for start in GROUPS.get(name, ()) for key in kept if key == start or key.startswith(f"{start}-")]
         parts.append(section(title, paragraph(said), linked(name, words), *shows))
     known = beside_table(told.values)
-    parts.append(section("The paper's numbers", paragraph(f"MixSupCon's own result sections are empty: {(known.published == '–').sum()} cells that they "
-        "announce have no number. These are of its base and of its nearest relative; a measured number stands beside one only where recipe and protocol are the same."), linked(None, known[known.published != "–"])))
+    parts.append(section("The papers' numbers", paragraph(f"MixSupCon's own result sections are empty: {((known.published == '–') & (known.paper == 'MixSupCon')).sum()} cells that they "
+        "announce have no number; its rows are of its base and of its nearest relative. A measured number stands beside one only where recipe and protocol are the same."),
+        f"<details><summary>{(known.published != '–').sum()} numbers, and ours beside {(known.measured != '').sum()}</summary>", linked(None, known[known.published != "–"]), "</details>"))
     rows = [trace(*key, part, out) for key, part in told.values.groupby(["study", "data", "row"], sort=False)]
     parts.append(section("Runs", paragraph(f"Trained by {versions(told.values)}."), *rows))
     if told.foreign: parts.append(section("Other folders", paragraph("In the same place, asked for by none of these studies, and in no table: "

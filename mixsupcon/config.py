@@ -257,6 +257,7 @@ def checked(cfg):
     if len(high) != 1 or low > high[0]: raise ConfigError(f"small_scale is the least and the largest share of the area, such as '.05 .14', not {cfg.small_scale!r}")
     choose(PROBES, cfg.probe, "probe"), numbers(cfg.probe_lrs, "probe_lrs")
     if cfg.probe_choice != "fixed" and not cfg.probe_lrs: raise ConfigError(f"probe_choice {cfg.probe_choice} has nothing to choose from: give probe_lrs")
+    if cfg.trust and cfg.optimizer != "sgd": raise ConfigError(f"trust {cfg.trust:g} is LARS, which goes with optimizer sgd, not {cfg.optimizer}")
     if cfg.warmup_epochs > cfg.epochs: raise ConfigError(f"warmup_epochs={cfg.warmup_epochs} is longer than epochs={cfg.epochs}")
     return cfg
 

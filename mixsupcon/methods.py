@@ -398,6 +398,8 @@ def checked_names(cfg):
         raise ConfigError(f"mixer_odds {cfg.mixer_odds!r} must have a number for each of {len(mixers)} mixers, or be left out")
     if cfg.mixer != "none" and not method.mixes:
         raise ConfigError(f"{cfg.method} does not mix: leave out mixer, or take method mixsupcon (without classes: label_sim instance)")
+    if cfg.own_view == "exclude" and (method.labels is by_instance or cfg.label_sim == "instance"):
+        raise ConfigError(f"own_view exclude leaves {cfg.method} without positives: it goes with sup_npair")
     if method.head == "linear" and cfg.label_sim == "instance": raise ConfigError(f"{cfg.method} needs classes: leave out label_sim")
     checked_views(cfg, method), checked_sizes(cfg, method.parts)
     return method

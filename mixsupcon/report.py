@@ -74,6 +74,7 @@ def of_comparison(part, table):
     return dict(comparison=("Related methods; filled where p (Holm) is at most .05", differences_from(table, "supcon")),
                 time=("Accuracy and its cost", against_time(costs)))
 
+# %% ../nbs/15_report.ipynb #ec2044fa
 def by_differences(name, base="its base"):
     "Drawn as differences of rows from their bases."
     return lambda part, table: {name: (f"Differences from {base}; filled where p (Holm) is at most .05", differences_from(table, base))}

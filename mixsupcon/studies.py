@@ -40,7 +40,7 @@ CIFAR = [(data, arch) for data in ("cifar10", "cifar100") for arch in ("resnet18
 
 SCALES = dict(
     small=Scale("Fifty of the bundled digits, ResNet-8, 80 epochs", {"digits": dict(preset="few")},
-                alphas=(.2, 1., 4.), seeds=16, together=16, device="cpu", fewer=8, others={"digits": dict(preset="few")},
+                alphas=(.2, 1., 4.), seeds=16, together=16, device="cpu", fewer=10, others={"digits": dict(preset="few")},
                 halves={f"digits {of}": dict(preset="few", dataset=f"digits_{own}", transfer=f"digits_{other}")
                         for of, own, other in (("0-4", "low", "high"), ("5-9", "high", "low"))},
                 lengths=(20, 40, 80, 160), archs=("resnet8",)),

@@ -319,11 +319,12 @@ def classify(net, views, t, mixing, cfg):
 class Method(NamedTuple):
     "A row of the table."
     labels: Callable; compare: Callable; parts: tuple = (); mixes: bool = True; views: int = 2; head: str = ""
+    goal: str = ""
     mixture: Callable = image_mixture   # of a step, to look at
 
 def of(strategy, goal, labels=by_instance, **more):
     "The row of a goal met by a strategy."
-    return Method(labels, partial(strategy, goal), GOALS[goal].parts, mixes=strategy is not plain, **more)
+    return Method(labels, partial(strategy, goal), GOALS[goal].parts, mixes=strategy is not plain, goal=goal, **more)
 
 METHODS = dict(
     simclr=of(plain, "simclr"), supcon=Method(by_class, contrast, mixes=False), mixsupcon=Method(by_class, contrast),
@@ -362,14 +363,15 @@ def net_parts(cfg):
     return [part for part in METHODS[cfg.method].parts if part != "queue" or cfg.queue]
 
 # %% ../nbs/07_methods.ipynb #a9b0521c
-def checked_sizes(cfg, parts):
+def checked_sizes(cfg, method):
     "Refuses batches, queues and sub-batches that do not fit each other."
+    parts, white = method.parts, method.goal == "wmse"
     rows = cfg.batch_size*(2 if cfg.sides == "both" or "prototypes" in parts else 1)
-    whole = dict(bn_splits=cfg.bn_splits) | (dict(white_size=cfg.white_size) if "wmse" in cfg.method else {})
+    whole = dict(bn_splits=cfg.bn_splits) | (dict(white_size=cfg.white_size) if white else {})
     for name, size in whole.items():
         if cfg.batch_size % size: raise ConfigError(f"batch_size {cfg.batch_size} is not a multiple of {name} {size}")
         if size > 1 and cfg.last_batch == "keep": raise ConfigError(f"{name} {size} needs whole batches: pass last_batch drop")
-    if "wmse" in cfg.method and cfg.white_size <= cfg.out:
+    if white and cfg.white_size <= cfg.out:
         raise ConfigError(f"white_size {cfg.white_size} must be above the embedding's size, out={cfg.out}: fewer rows cannot be whitened")
     if "slow" in parts and "queue" in parts and not cfg.queue: raise ConfigError(f"{cfg.method} needs a queue: pass queue, a multiple of {rows}")
     if "queue" in parts and cfg.queue % rows: raise ConfigError(f"queue {cfg.queue} is not a multiple of the {rows} keys of a step")
@@ -384,7 +386,7 @@ def checked_views(cfg, method):
     inside = any(mixer in PLACES for mixer in cfg.mixer.split())
     if cfg.mixed_views == "both" and inside and "slow" in method.parts:
         raise ConfigError(f"mixed_views both asks the slow copy of {cfg.method} about images mixed inside the network: choose another mixer")
-    if "wmse" in cfg.method and cfg.partner not in ("reverse", "perm" if cfg.mixer == "none" else "reverse"):
+    if method.goal == "wmse" and method.mixes and cfg.partner != "reverse":
         raise ConfigError(f"{cfg.method} whitens whole batches: its partner must be reverse")
 
 # %% ../nbs/07_methods.ipynb #1be0b12b
@@ -401,5 +403,5 @@ def checked_names(cfg):
     if cfg.own_view == "exclude" and (method.labels is by_instance or cfg.label_sim == "instance"):
         raise ConfigError(f"own_view exclude leaves {cfg.method} without positives: it goes with sup_npair")
     if method.head == "linear" and cfg.label_sim == "instance": raise ConfigError(f"{cfg.method} needs classes: leave out label_sim")
-    checked_views(cfg, method), checked_sizes(cfg, method.parts)
+    checked_views(cfg, method), checked_sizes(cfg, method)
     return method

@@ -235,7 +235,7 @@ def test_frechet_distance():
 
 
 def test_against_lightly():
-    "NT-Xent, BYOL's and SimSiam's cosine, SwAV."
+    "NT-Xent, BYOL's and SimSiam's cosine, SwAV, and W-MSE where a part is the whole batch."
     loss = pytest.importorskip("lightly.loss")
     case = Case("simclr")
     z1, z2 = case.net(v1), case.net(v2)
@@ -250,6 +250,9 @@ def test_against_lightly():
     case = Case("swav", queue=0)
     scores = [F.normalize(case.net(v), dim=1) @ case.net.prototypes.weight.T for v in (v1, v2)]
     assert close(case.ours(plain), loss.SwaVLoss(temperature=.2, sinkhorn_iterations=3, sinkhorn_epsilon=.05)(scores, []).item())
+    case = Case("wmse", white_size=N)
+    theirs = loss.wmse_loss.WMSELoss(embedding_dim=4, w_size=N, track_running_stats=False)
+    assert close(case.ours(plain), theirs(torch.tensor(np.concatenate([case.z(v1), case.z(v2)]))).item())
 
 
 def test_against_pytorch_metric_learning():

@@ -344,13 +344,13 @@ METHODS = dict(
 
 # %% ../nbs/07_methods.ipynb #74e9b0a4
 def overlaid(views, gen):
-    "Both views by InputMix: each image under two others of either view."
-    own, other = views[:2]
-    return [mix(a, b, gen, "inputmix", partner="cross_view")[0] for a, b in ((own, other), (other, own))]
+    "Each view by InputMix: its images under two others, of the same view or the next."
+    return [mix(a, b, gen, "inputmix", partner="cross_view")[0] for a, b in zip(views, [*views[1:], views[0]])]
 
 def inputs(cfg, views, gen):
     "The views as the network gets them: overlaid, if the config says so."
-    return overlaid(views, gen) + list(views[2:]) if cfg.inputmix == "yes" else views
+    large = METHODS[cfg.method].views
+    return [*overlaid(views[:large], gen), *views[large:]] if cfg.inputmix == "yes" else views
 
 def loss_of(cfg, net, views, y, classes, gen):
     "The method's loss on views, its mixing drawn from `gen`."

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from .config import choose, seeded
+from .config import Refusal, choose, seeded
 
 # %% ../nbs/06_models.ipynb #577a320b
 def resnet(build, image_size):
@@ -85,6 +85,7 @@ class SplitNorm(nn.BatchNorm2d):
     def forward(self, x):
         if self.splits == 1 or not self.training: return super().forward(x)
         n, c, *size = x.shape
+        if n % self.splits: raise Refusal(f"{n} images cannot be parted into bn_splits {self.splits}: pass another, or last_batch drop")
         every = lambda v: v.repeat(self.splits)
         mean, var = every(self.running_mean), every(self.running_var)
         grouped = x.reshape(n//self.splits, self.splits*c, *size)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'DEFAULTS', 'LIN_SUPCONTRAST', 'LIN_IMIX', 'LIN_SIMSIAM', 'PROBES', 'TABLE1', 'SMALL', 'SIAM', 'SMALL_ROWS',
            'PRESETS', 'IMIX', 'ERMOLOV', 'MOCO_CIFAR', 'SWAV_CIFAR', 'LARGE', 'SIMSIAM_CIFAR', 'ON_CIFAR', 'IMIX_HEADS',
-           'length', 'RANGES', 'WORDS', 'WAYS', 'Refusal', 'ConfigError', 'choose', 'refused', 'Config', 'coerce',
-           'shares', 'numbers', 'checked', 'families', 'layered', 'configure', 'amended', 'assigned', 'parameters',
-           'departures', 'identity', 'stream', 'seeded', 'project']
+           'BRIEF', 'length', 'ERMOLOV_64', 'ERMOLOV_ROWS', 'RANGES', 'WORDS', 'WAYS', 'Refusal', 'ConfigError',
+           'choose', 'refused', 'Config', 'coerce', 'shares', 'numbers', 'checked', 'families', 'layered', 'configure',
+           'amended', 'assigned', 'parameters', 'departures', 'identity', 'stream', 'seeded', 'project']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import ast, difflib, hashlib, json, math, unicodedata
@@ -58,7 +58,7 @@ class Config:
     siam_weight: float; view_share: float; aggregate: str; aggregate_at: str; mixture: str
     tau: float; base_tau: float; denominator: str; normalizer: str; label_sim: str; empty: str; include_self: str
     probe: str; probe_optimizer: str; probe_view: str; probe_epochs: int; probe_batch_size: int; probe_lr: float; probe_lrs: str
-    transfer: str; probe_choice: str; probe_weight_decay: float; probe_schedule: str; probe_milestones: str; probe_decay: float
+    probe_crop: float; probe_flip: float; transfer: str; probe_choice: str; probe_weight_decay: float; probe_schedule: str; probe_milestones: str; probe_decay: float
     device: str; precision: str; compile: str; save_seconds: float
 
 # %% ../nbs/00_config.ipynb #2274ce4c
@@ -85,7 +85,7 @@ DEFAULTS = dict(
     imix=dict(mixer="mixup", fold="yes"),
     unmix=dict(mixer="mixup cutmix", lam_per="batch", partner="reverse"),
     simclr=dict(together="all"), npair=dict(together="all"), sup_npair=dict(together="all"),
-    moco_sym=dict(sides="both"), moco_sym_unmix=dict(target_view="both"),
+    moco_v1=dict(head="linear", tau=.07, blur=0.), moco_sym=dict(sides="both"), moco_sym_unmix=dict(target_view="both"),
     byol=dict(head="mlpbn", sides="both", momentum_schedule="cosine", momentum=.99), byol_imix=dict(sides="one"),
     simsiam=dict(head="simsiam2", hidden=2048, out=2048, sides="both", predictor_lr="fixed"),
     mixsiam=dict(head="simsiam2", hidden=2048, out=2048, sides="both", predictor_lr="fixed"),
@@ -95,19 +95,19 @@ DEFAULTS = dict(
 
 # %% ../nbs/00_config.ipynb #8002349b
 LIN_SUPCONTRAST = dict(
-    probe_optimizer="sgd", probe_view="crop", probe_epochs=100, probe_batch_size=256, probe_lr=.1, probe_lrs="", probe_choice="fixed",
+    probe_optimizer="sgd", probe_view="crop", probe_crop=.2, probe_flip=.5, probe_epochs=100, probe_batch_size=256, probe_lr=.1, probe_lrs="", probe_choice="fixed",
     probe_weight_decay=0., probe_schedule="step", probe_milestones=".6 .75 .9", probe_decay=.2)
 LIN_IMIX = LIN_SUPCONTRAST | dict(
     probe_view="pad", probe_lr=30., probe_lrs="1 3 5 10 30 50 70", probe_choice="validation", probe_milestones=".8 .9 .95")
 LIN_SIMSIAM = LIN_SUPCONTRAST | dict(
-    probe_optimizer="lars", probe_epochs=90, probe_batch_size=4096, probe_lr=.32, probe_schedule="cosine", probe_decay=1e-6)
+    probe_optimizer="lars", probe_crop=.08, probe_epochs=90, probe_batch_size=4096, probe_lr=.32, probe_schedule="cosine", probe_decay=1e-6)
 
 PROBES = dict(
     lin_supcontrast=LIN_SUPCONTRAST,   # MixSupCon Table 2
     lin_ermolov=LIN_SUPCONTRAST | dict(probe_optimizer="adam", probe_view="none", probe_epochs=500, probe_batch_size=1000, probe_lr=.01,
                                        probe_weight_decay=5e-6, probe_schedule="exponential", probe_decay=1e-4),
     lin_imix=LIN_IMIX, lin_imix_released=LIN_IMIX | dict(probe_choice="test"),
-    lin_moco=LIN_SUPCONTRAST | dict(probe_lr=30., probe_milestones=".6 .8", probe_decay=.1),
+    lin_moco=LIN_SUPCONTRAST | dict(probe_crop=.08, probe_lr=30., probe_milestones=".6 .8", probe_decay=.1),
     lin_simsiam=LIN_SIMSIAM,
     lin_transfer=LIN_SIMSIAM | dict(probe_epochs=800, probe_batch_size=512, probe_lr=.04))
 
@@ -119,7 +119,7 @@ TABLE1 = dict(
 
 SMALL = TABLE1 | dict(
     arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
-    crop_min=.7, flip=0., jitter=.2, gray=0., probe_epochs=30, probe_lr=.5,
+    crop_min=.7, flip=0., jitter=.2, gray=0., probe_crop=.7, probe_flip=0., probe_epochs=30, probe_lr=.5,
     queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32)
 SIAM = dict(hidden=128, out=128)
 SMALL_ROWS = dict(
@@ -147,24 +147,25 @@ ERMOLOV = TABLE1 | dict(
     batch_size=512, last_batch="drop", optimizer="adam", lr=3e-3, weight_decay=1e-6, milestones=".95 .975", decay=.2,
     warmup_epochs=5, warmup_lr=0., gray=.1, colour_first="yes", head="mlpbn", hidden=1024, out=64, predictor=1024, tau=.5, probe="lin_ermolov")
 MOCO_CIFAR = TABLE1 | dict(
-    batch_size=512, last_batch="drop", lr=.06, weight_decay=5e-4, schedule="cosine", decay=1e-6, crop_min=.08,
+    batch_size=512, last_batch="drop", lr=.06, weight_decay=5e-4, schedule="cosine", decay=1e-6, warmup_lr=0., crop_min=.08,
     head="linear", momentum=.99, tau=.1, bn_splits=8)
 SWAV_CIFAR = TABLE1 | dict(
     epochs=400, batch_size=128, last_batch="drop", lr=.6, trust=.001, weight_decay=1e-6, schedule="cosine", warmup_epochs=5, warmup_lr=0.,
     crop_min=.14, hidden=512, frozen_steps=5005, tau=.1)
 LARGE = TABLE1 | dict(   # ImageNet, as folders of images
-    arch="resnet50", image_size=224, epochs=200, last_batch="drop", lr=.03, schedule="cosine", decay=1e-6, blur=.5, queue=65536, tau=.2, probe="lin_moco")
+    arch="resnet50", image_size=224, epochs=200, last_batch="drop", lr=.03, schedule="cosine", decay=1e-6, warmup_lr=0., blur=.5, queue=65536, tau=.2, probe="lin_moco")
 SIMSIAM_CIFAR = TABLE1 | dict(
-    epochs=800, batch_size=512, last_batch="drop", lr=.03, weight_decay=4e-4, schedule="cosine", decay=1e-6, probe="lin_simsiam")
+    epochs=800, batch_size=512, last_batch="drop", lr=.03, weight_decay=4e-4, schedule="cosine", decay=1e-6, warmup_lr=0., probe="lin_simsiam")
 
 # %% ../nbs/00_config.ipynb #475631ab
 ON_CIFAR = dict(dataset=("cifar10", "cifar100"))
-IMIX_HEADS = dict(npair=dict(head="mlpbn_bn"), sup_npair=dict(head="mlpbn_bn"), byol=dict(momentum=.999, momentum_schedule="constant", sides="one", predictor=2048))
+IMIX_HEADS = dict(npair=dict(head="mlpbn_bn"), sup_npair=dict(head="mlpbn_bn"), byol=dict(momentum=.999, momentum_schedule="constant", sides="one", predictor=0))
+BRIEF = dict(up_to=500, warmup_epochs=5)   # i-Mix warms up for half as long in a short training
 length = lambda epochs: dict(epochs=epochs)
 
 PRESETS |= dict(
-    imix=dict(source="i-Mix section 4.1 and appendix B, every method equally long", fidelity="fixed", every=IMIX, **IMIX_HEADS,
-              supclr_imix=dict(tau=.1), simclr_imix=dict(batch_size=128, lr=.0625),
+    imix=dict(source="i-Mix section 4.1 and appendix B, every method equally long", fidelity="fixed", every=IMIX, **IMIX_HEADS, brief=BRIEF,
+              supcon=dict(tau=.1), supclr_imix=dict(tau=.1), simclr=dict(batch_size=128, lr=.0625),
               also=ON_CIFAR | dict(arch=("resnet18", "resnet34", "resnet101", "resnet152"), epochs=(200, 500, 2000, 4000))),
     imix_cifar10=dict(source="i-Mix Table 1, lengths and choice of rate as released, CIFAR-10", fidelity="released", **IMIX_HEADS,
                       every=IMIX | dict(probe="lin_imix_released"), also=ON_CIFAR,
@@ -172,18 +173,22 @@ PRESETS |= dict(
     imix_cifar100=dict(source="i-Mix Table 1, lengths and choice of rate as released, CIFAR-100", fidelity="released", **IMIX_HEADS,
                        every=IMIX | dict(dataset="cifar100", probe="lin_imix_released"),
                        npair_imix=length(2000), mocon_imix=length(2000), byol_imix=length(4000)) | dict(npair=dict(head="mlpbn_bn", epochs=4000)),
-    imix_unaugmented=dict(source="i-Mix Table 3, no augmentation", fidelity="paper", also=ON_CIFAR,
+    imix_unaugmented=dict(source="i-Mix Table 3, no augmentation", fidelity="paper", also=ON_CIFAR, **IMIX_HEADS,
                           every=IMIX | dict(epochs=500, warmup_epochs=5, crop_min=1., flip=0., jitter=0., gray=0.)),
-    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper",
+    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper", **IMIX_HEADS,
                        every=LARGE | dict(epochs=800, batch_size=512, lr=.06), imix=dict(mixer="cutmix", lam_per="batch"), also=dict(dataset=("folder",))))
 
 # %% ../nbs/00_config.ipynb #425a20ae
+ERMOLOV_64 = ERMOLOV | dict(image_size=64, lr=2e-3, out=128, white_size=256)
+ERMOLOV_ROWS = dict(simclr=dict(head="mlpbn_bn", together="head"), wmse2=dict(out=128, white_times=4))
+
 PRESETS |= dict(
     ermolov=dict(source="Un-Mix Table 3: SimCLR, BYOL and W-MSE by the W-MSE authors' recipe (crops bilinear, not bicubic; 5 epochs of warm-up for 500 steps)",
-                 fidelity="released", every=ERMOLOV, simclr=dict(head="mlpbn_bn", together="head"), wmse4=dict(batch_size=256), also=ON_CIFAR),
-    ermolov_64=dict(source="Un-Mix Table 3 on STL-10 and Tiny ImageNet (of STL-10 the labelled images only, and no pooling in the stem)",
-                    fidelity="fixed", simclr=dict(head="mlpbn_bn", together="head"), wmse2=dict(out=128, white_times=4), wmse4=dict(batch_size=256, out=128),
-                    every=ERMOLOV | dict(dataset="tiny", image_size=64, lr=2e-3, out=128, white_size=256), also=dict(dataset=("tiny", "stl10"), epochs=(2000,))),
+                 fidelity="released", every=ERMOLOV, simclr=dict(head="mlpbn_bn", together="head"), wmse4=dict(batch_size=256, warmup_epochs=3), also=ON_CIFAR),
+    ermolov_tiny=dict(source="Un-Mix Table 3 on Tiny ImageNet (without pooling in the stem)", fidelity="fixed", every=ERMOLOV_64 | dict(dataset="tiny", warmup_epochs=3),
+                      **ERMOLOV_ROWS, wmse4=dict(batch_size=256, out=128, warmup_epochs=1)),
+    ermolov_stl=dict(source="Un-Mix Table 3 on STL-10 (labelled images only, without pooling in the stem)", fidelity="fixed", **ERMOLOV_ROWS,
+                     every=ERMOLOV_64 | dict(dataset="stl10", epochs=2000, milestones=".975 .9875", warmup_epochs=55), wmse4=dict(batch_size=256, out=128, warmup_epochs=27)),
     moco_cifar=dict(source="Un-Mix Table 3 and README: MoCo", fidelity="released", every=MOCO_CIFAR, also=ON_CIFAR),
     swav_cifar=dict(source="Un-Mix Fig. 8 and README: SwAV, on a ResNet-18 of basic blocks", fidelity="fixed", every=SWAV_CIFAR,
                     also=ON_CIFAR | dict(epochs=(200, 600, 800, 1000))),
@@ -210,12 +215,12 @@ RANGES = dict(   # lowest, highest
     epochs=(0, 10**6), batch_size=(2, 10**6), trust=(0, 1), lr=(0, 1e3), weight_decay=(0, 10),
     decay=(1e-6, 1), warmup_epochs=(0, 10**6), warmup_lr=(0, 1e3),
     crop_min=(1e-3, 1), flip=(0, 1), jitter=(0, 1), gray=(0, 1), blur=(0, 1), small_crops=(0, 20), small_size=(0, 1024),
-    hidden=(0, 10**5), out=(1, 10**5), bn_splits=(1, 10**4), predictor=(1, 10**5), momentum=(0, 1), queue=(0, 10**7),
+    hidden=(0, 10**5), out=(1, 10**5), bn_splits=(1, 10**4), predictor=(0, 10**5), momentum=(0, 1), queue=(0, 10**7),
     alpha=(1e-3, 1e3), mix_weight=(0, 1e3), mix_tau=(1e-3, 10),
     prototypes=(2, 10**6), sinkhorn_eps=(1e-3, 10), sinkhorn_steps=(1, 100), frozen_steps=(0, 10**9),
     white_size=(2, 10**6), white_eps=(0, 1), white_times=(1, 100), siam_weight=(0, 1), view_share=(0, 1),
     tau=(1e-3, 10), base_tau=(0, 10), save_seconds=(0, 10**9),
-    probe_epochs=(1, 10**6), probe_batch_size=(2, 10**6), probe_lr=(0, 1e4), probe_weight_decay=(0, 10), probe_decay=(1e-6, 1))
+    probe_crop=(1e-3, 1), probe_flip=(0, 1), probe_epochs=(1, 10**6), probe_batch_size=(2, 10**6), probe_lr=(0, 1e4), probe_weight_decay=(0, 10), probe_decay=(1e-6, 1))
 
 WORDS = dict(
     download=("never", "missing"), last_batch=("keep", "drop"), optimizer=("sgd", "adam"), schedule=("step", "cosine"),
@@ -282,7 +287,10 @@ def layered(given):
     if batch := given.get("batch_size"):
         recipe["lr"] *= batch/recipe["batch_size"]
         if recipe["warmup_lr"]: recipe["warmup_epochs"] = 10 if batch > 256 else 0   # as SupContrast, whose warm-up begins above 0
-    recipe["warmup_epochs"] = min(recipe["warmup_epochs"], given.get("epochs", recipe["epochs"]))
+    if "imix" in families(recipe["method"] if "method" not in given else given["method"]) and (recipe | given)["mixer"] == "cutmix": recipe["lam_per"] = "batch"
+    epochs, brief = (recipe | given)["epochs"], PRESETS[preset].get("brief")
+    if brief and epochs <= brief["up_to"]: recipe["warmup_epochs"] = brief["warmup_epochs"]
+    recipe["warmup_epochs"] = min(recipe["warmup_epochs"], epochs)
     return recipe | given
 
 # %% ../nbs/00_config.ipynb #9ed55e19

@@ -174,13 +174,13 @@ class Trained:
 def crops(trained, probe, epoch):
     "Features of the training images, cropped and mirrored for `epoch`."
     x, data = trained.data.train_x, trained.data
-    drawn = draw_views(len(x), x.shape[-2:], stream(probe.seed, "probe view", epoch), probe.crop_min, probe.flip, 0., 0.)
+    drawn = draw_views(len(x), x.shape[-2:], stream(probe.seed, "probe view", epoch), probe.probe_crop, probe.probe_flip, 0., 0.)
     return trained.features(x, lambda x, rows: views(x, Draw(*(d[rows] for d in drawn)), data.mean, data.std))
 
 def shifts(trained, probe, epoch):
     "Features of the training images, shifted and mirrored for `epoch`."
     data, gen = trained.data, stream(probe.seed, "probe view", epoch)
-    return trained.features(data.train_x, lambda x, rows: padded(x, gen, data.mean, data.std, flip=probe.flip))
+    return trained.features(data.train_x, lambda x, rows: padded(x, gen, data.mean, data.std, flip=probe.probe_flip))
 
 PROBE_VIEWS = dict(crop=crops, pad=shifts, none=lambda trained, probe, epoch: trained.train_h)
 

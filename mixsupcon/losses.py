@@ -74,11 +74,9 @@ def supcon(z, y=None, tau=.07, normalizer="anchor", **switches):
 @torch.no_grad()
 def sinkhorn(scores, eps=.05, steps=3):
     "Codes (N, P) of scores (N, P): rows sum to one, columns nearly to N/P."
-    q = ((scores - scores.amax())/eps).exp()
-    for _ in range(steps):
-        q = q/q.sum(0)/q.shape[1]
-        q = q/q.sum(1, keepdim=True)/q.shape[0]
-    return q*len(q)
+    log = scores/eps
+    for _ in range(steps): log = (log - log.logsumexp(0)).log_softmax(1)   # columns alike, then rows to one
+    return log.exp()
 
 # %% ../nbs/05_losses.ipynb #66ed379f
 class Singular(Refusal):

@@ -15,7 +15,7 @@ from itertools import chain, pairwise
 import torch, torchvision
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, conv1x1
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1
 
 from .config import Refusal, choose, seeded
 
@@ -51,6 +51,7 @@ def resnet8(image_size):
 BACKBONES = dict(
     resnet8=resnet8,
     resnet18=partial(resnet, torchvision.models.resnet18),
+    bottleneck18=partial(resnet, partial(ResNet, Bottleneck, [2, 2, 2, 2])),   # what Un-Mix's SwAV script calls a ResNet-18
     resnet34=partial(resnet, torchvision.models.resnet34),
     resnet50=partial(resnet, torchvision.models.resnet50),
     resnet101=partial(resnet, torchvision.models.resnet101),
@@ -85,7 +86,7 @@ class SplitNorm(nn.BatchNorm2d):
     def forward(self, x):
         if self.splits == 1 or not self.training: return super().forward(x)
         n, c, *size = x.shape
-        if n % self.splits: raise Refusal(f"{n} images cannot be parted into bn_splits {self.splits}: pass another, or last_batch drop")
+        if n % self.splits: raise Refusal(f"{n} images cannot be parted into bn_splits {self.splits}: pass another bn_splits or batch_size, or last_batch drop")
         every = lambda v: v.repeat(self.splits)
         mean, var = every(self.running_mean), every(self.running_var)
         grouped = x.reshape(n//self.splits, self.splits*c, *size)
@@ -130,7 +131,7 @@ class Net(nn.Module):
 
 # %% ../nbs/06_models.ipynb #98f7ec10
 def slow_copy(net, cfg): "Encoder and head once more."; net.slow = deepcopy(nn.ModuleDict(dict(encoder=net.encoder, head=net.head))).requires_grad_(False)
-def predictor(net, cfg): "Guesses the answer from the question."; net.predictor = mlp(cfg.out, cfg.predictor, cfg.out, inside=norm)
+def predictor(net, cfg): "Guesses the answer from the question."; net.predictor = mlp(cfg.out, cfg.predictor or net.encoder.width, cfg.out, inside=norm)
 def prototypes(net, cfg): "Unit directions, one a cluster."; net.prototypes = nn.Linear(cfg.out, cfg.prototypes, bias=False)
 def queue(net, cfg): "Past keys (K, D), at first random ones."; net.register_buffer("queue", F.normalize(torch.randn(cfg.queue, cfg.out), dim=1))
 

@@ -32,7 +32,8 @@ class Scale(NamedTuple):
     device: str
     others: dict = {}        # where the other papers' methods meet, each by its paper's recipe
     halves: dict = {}        # what to learn from when features are measured elsewhere
-    lengths: tuple = ()      # epochs, where these are the question
+    lengths: tuple = ()      # epochs, where these are the question: of i-Mix
+    budgets: tuple = ()      # and of Un-Mix
     archs: tuple = ()        # and backbones
     fewer: int = 0           # seeds of these studies
 
@@ -43,12 +44,12 @@ SCALES = dict(
                 alphas=(.2, 1., 4.), seeds=16, together=16, device="cpu", fewer=10, others={"digits": dict(preset="few")},
                 halves={f"digits {of}": dict(preset="few", dataset=f"digits_{own}", transfer=f"digits_{other}")
                         for of, own, other in (("0-4", "low", "high"), ("5-9", "high", "low"))},
-                lengths=(20, 40, 80, 160), archs=("resnet8",)),
+                lengths=(20, 40, 80, 160), budgets=(20, 40, 80, 160), archs=("resnet8",)),
     paper=Scale("CIFAR, the recipe of the paper's Tables 1-3", {f"{d} {a}": dict(dataset=d, arch=a) for d, a in CIFAR},
                 alphas=(.1, .2, .4, .5, .8, 1., 2., 4.), seeds=3, together=1, device="cuda", fewer=3,
                 others={data: dict(dataset=data) for data in ("cifar10", "cifar100")},
                 halves={own: dict(dataset=own, transfer=other) for own, other in (("cifar10", "cifar100"), ("cifar100", "cifar10"))},
-                lengths=(200, 500, 1000, 2000), archs=("resnet18", "resnet50", "resnet152")))
+                lengths=(200, 500, 1000, 2000), budgets=(200, 400, 600, 800, 1000), archs=("resnet18", "resnet50", "resnet152")))
 
 # %% ../nbs/13_studies.ipynb #8c886224
 class Study(NamedTuple):
@@ -148,7 +149,7 @@ def of_unmix(scale):
     rows = by(scale, "ermolov", both(kept)) | by(scale, "moco_cifar", both(("moco", "moco_sym")))
     moco = lambda given: by(scale, "moco_cifar", {row: dict(method="moco_unmix") | how for row, how in given.items()})
     odds = {f"P {p:g}": dict(mixer_odds=f"{p} {1 - p}") if 0 < p < 1 else dict(mixer=("cutmix", "mixup")[int(p)]) for p in (.5, 0, .25, .75, 1)}
-    length = {f"{m} {e}": dict(method=m, epochs=e) for e in s.lengths for m in ("swav", "swav_unmix")}
+    length = {f"{m} {e}": dict(method=m, epochs=e) for e in s.budgets for m in ("swav", "swav_unmix")}
     ways = {"one mixed": {}, "both mixed": dict(mixed_views="both"), "asks the same view": dict(target_view="same"), "asks both": dict(target_view="both")}
     return dict(
         unmix=study("Table 3: six bases", rows, {f"{row}_unmix": row for row in rows if f"{row}_unmix" in rows}, shows=("knn5", "passes")),

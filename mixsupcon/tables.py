@@ -124,7 +124,7 @@ MIXED = {"Un-Mix": "{}_unmix", "i-Mix": "{}_imix", "MoCo v2 i-Mix": "mocon_imix"
 
 LIKE = {   # paper, table, metric → our recipe, which of our numbers was chosen as theirs, and how that is
     ("MixSupCon", "base:SupContrast README", "linear_top1"): ("readme", "best test", "best test epoch, as theirs"),
-    ("i-Mix", "1", "linear_top1"): ("imix_{}", "best rate", "best of the rates on the test set, as theirs"),
+    ("i-Mix", "1", "linear_top1"): ("imix_{}", "best rate", "best of the rates on the test set, last epoch; theirs is the best of the last twenty"),
     ("Un-Mix", "3", "knn5_top1"): ("ermolov", "knn5", "last epoch; theirs is not told"),
     ("Un-Mix", "3", "knn200_top1"): ("moco_cifar", "knn200", "last epoch; theirs is not told"),
     ("Un-Mix", "README", "knn200_top1"): ("moco_cifar", "knn200", "last epoch; theirs is not told")}

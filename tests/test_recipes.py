@@ -30,14 +30,14 @@ IMIX = mixed("npair", "sup_npair", "mocon", "byol", "simclr", way="imix") + ["mo
 ERMOLOV = mixed("simclr", "byol", "wmse2", "wmse4", way="unmix")
 MEANT = dict(   # the methods that a recipe is for
     small=METHODS, few=METHODS, table1=CLASSES, readme=(*CLASSES, "genscl"), imix=IMIX, imix_cifar10=IMIX, imix_cifar100=IMIX, imix_unaugmented=IMIX[4:6],
-    imix_imagenet=IMIX[4:6], ermolov=ERMOLOV, ermolov_64=ERMOLOV, moco_cifar=MOCO, swav_cifar=("swav", "swav_unmix"), moco_imagenet=MOCO[:2],
+    imix_imagenet=IMIX[4:6], ermolov=ERMOLOV, ermolov_tiny=ERMOLOV, ermolov_stl=ERMOLOV, moco_cifar=MOCO, swav_cifar=("swav", "swav_unmix"), moco_imagenet=MOCO[:2],
     siam_cifar=SIAM, siam_imagenet=SIAM)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_recipe_takes_a_step(preset):
     "Each of its methods on 16 images: a finite loss that reaches every weight."
-    side = 64 if "64" in preset or "imagenet" in preset else 16 if preset in ("small", "few") else 32
+    side = 64 if preset in ("ermolov_tiny", "ermolov_stl") or "imagenet" in preset else 16 if preset in ("small", "few") else 32
     data, first = images(16, side), side == 32
     for method in MEANT[preset]:
         small = dict(batch_size=16, queue=32, white_size=16, out=8, hidden=16, predictor=8, warmup_epochs=0, epochs=1, image_size=side, device="cpu", precision="float32")
@@ -58,7 +58,7 @@ def test_every_row_of_the_presets_is_somebodys():
     "A row that no method reads would be a misspelling."
     known = {row for method in METHODS for row in families(method)}
     for name, table in (PRESETS | dict(defaults=DEFAULTS)).items():
-        assert set(table) - {"source", "fidelity", "also"} <= known, name
+        assert set(table) - {"source", "fidelity", "also", "brief"} <= known, name
 
 
 def neighbours(cfg, learner, data):

@@ -123,7 +123,7 @@ SMALL = TABLE1 | dict(
     queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32)
 SIAM = dict(hidden=128, out=128)
 SMALL_ROWS = dict(
-    byol=dict(lr=.1, momentum=.7, momentum_schedule="constant"), simsiam=SIAM, mixsiam=SIAM, wmse2=dict(out=16), wmse4=dict(out=16))
+    byol=dict(head="mlpbn_bn", lr=.1, momentum=.7, momentum_schedule="constant"), simsiam=SIAM, mixsiam=SIAM, wmse2=dict(out=16), wmse4=dict(out=16))
 
 PRESETS = dict(
     table1=dict(

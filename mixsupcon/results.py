@@ -122,17 +122,17 @@ def run_table(folders):
 
 # %% ../nbs/10_results.ipynb #d396be41
 def probe_table(folder):
-    "A row per linear probe of a run: whose it is, its settings, its last and its best accuracy."
+    "A row per linear probe of a run: whose it is, its learning rate, what else differs between them, its last and its best accuracy."
     rows = []
     for path in sorted(folder.glob("linear*.json")):
         result = read_json(path)
         told = {name.removeprefix("probe_"): value for name, value in result["probe"].items()}
         told |= {name: f"{told[name]:g}" for name in ("weight_decay", "decay")}   # too small for four digits
-        first = dict(protocol=told.pop("probe")) | {name: told.pop(name) for name in ("optimizer", "weight_decay", "view", "choice", "lrs")}
-        whose = dict(probe="the run's own" if path.stem == "linear" else "another")
-        best = dict(best_test_rate=max(value for _, value in result["choice"])) if first["choice"] == "test" else {}
-        rows.append(first | whose | told | dict(last=result["curve"][-1], best_test=max(result["curve"])) | best)
-    return pd.DataFrame(rows).sort_values(["protocol", "lr"])
+        first = dict(probe="the run's own" if path.stem == "linear" else "another", protocol=told.pop("probe"), lr=told.pop("lr"))
+        best = dict(best_test_rate=max(value for _, value in result["choice"])) if told["choice"] == "test" else {}
+        rows.append(first | told | dict(last=result["curve"][-1], best_test=max(result["curve"])) | best)
+    table = pd.DataFrame(rows).sort_values(["protocol", "lr"])
+    return table.drop(columns=[name for name in told if table[name].nunique(dropna=False) == 1])
 
 def seen_table(folders, results):
     "A row per t-SNE panel: the run it shows and the numbers that stand for it."

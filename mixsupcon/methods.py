@@ -6,10 +6,11 @@
 __all__ = ['POTS', 'GOALS', 'CLEAN', 'TARGETS', 'MIXED', 'AGGREGATES', 'METHODS', 'NO_TAU', 'BOTH_WAYS', 'ONLY_IN_POT',
            'by_instance', 'by_class', 'positives', 'Mixing', 'mixing', 'score', 'contrast', 'unit', 'imix_pot', 'Sight',
            'Goal', 'asked', 'met', 'among_keys', 'among_queue', 'among_both', 'both_ways', 'among_all',
-           'mixed_among_all', 'predict', 'still', 'byol', 'simsiam', 'scores', 'codes', 'swav', 'raw', 'apart', 'wmse',
-           'mixed_wmse', 'clean', 'crops', 'base', 'plain', 'imix', 'others', 'itself', 'everyone', 'unmix', 'alike',
-           'mixco', 'view_mixture', 'image_mixture', 'mixsiam', 'classify', 'Method', 'of', 'overlaid', 'inputs',
-           'loss_of', 'net_parts', 'checked_sizes', 'checked_views', 'checked_names']
+           'mixed_among_all', 'predict', 'still', 'byol', 'simsiam', 'scores', 'codes', 'swapped', 'swav',
+           'unturned_swav', 'raw', 'apart', 'wmse', 'mixed_wmse', 'clean', 'crops', 'base', 'plain', 'imix', 'others',
+           'itself', 'everyone', 'unmix', 'alike', 'mixco', 'view_mixture', 'image_mixture', 'mixsiam', 'classify',
+           'Method', 'of', 'overlaid', 'inputs', 'labels_of', 'loss_of', 'net_parts', 'checked_sizes', 'checked_views',
+           'checked_names']
 
 # %% ../nbs/07_methods.ipynb #83d5e3ba
 from functools import partial
@@ -188,10 +189,19 @@ def codes(sight, near):
     past = [scores(sight, sight.net.queue)] if hasattr(sight.net, "queue") else []
     return sinkhorn(torch.cat([*past, near]), sight.cfg.sinkhorn_eps, sight.cfg.sinkhorn_steps)[-len(near):]
 
+def swapped(sight, q, k, tau):
+    "How well questions guess answers' clusters (N, N), and answers those of questions."
+    a, b = scores(sight, q), scores(sight, k)
+    return (a/tau).log_softmax(1) @ codes(sight, b).T, codes(sight, a) @ (b/tau).log_softmax(1).T
+
 def swav(sight, q, k, tau):
     "Each guesses the other's cluster."
-    a, b = scores(sight, q), scores(sight, k)
-    return -((a/tau).log_softmax(1) @ codes(sight, b).T + codes(sight, a) @ (b/tau).log_softmax(1).T)/2
+    return -sum(swapped(sight, q, k, tau))/2
+
+def unturned_swav(sight, q, k, tau):
+    "The same for mixtures as Un-Mix's code has it: whoever should answer, a mixture guesses the cluster of its own row."
+    guess, guessed = swapped(sight, q, k, tau)
+    return -(guess.diag()[:, None] + guessed)/2
 
 # %% ../nbs/07_methods.ipynb #104c1145
 def raw(net, z): "As it is."; return z
@@ -216,7 +226,7 @@ GOALS = dict(
     simclr=Goal(among_all, mixed_among_all), npair=Goal(among_keys),
     moco=Goal(among_queue, parts=("slow", "queue")), mocon=Goal(among_both, parts=("slow", "queue")),
     byol=Goal(byol, ask=predict, parts=("slow", "predictor")), simsiam=Goal(simsiam, ask=predict, answer=still, parts=("predictor",)),
-    swav=Goal(swav, parts=("prototypes", "queue")), wmse=Goal(wmse, mixed_wmse, ask=raw, answer=raw))
+    swav=Goal(swav, parts=("prototypes", "queue")), swav_released=Goal(swav, unturned_swav, parts=("prototypes", "queue")), wmse=Goal(wmse, mixed_wmse, ask=raw, answer=raw))
 
 # %% ../nbs/07_methods.ipynb #9fc043a9
 def clean(goal, sight, w):
@@ -234,7 +244,7 @@ def crops(goal, sight, w):
     guess = lambda i, j: -(told[i]*(near[j]/sight.cfg.tau).log_softmax(1)).sum()/len(told[i])
     return sum(guess(i, j) for i in range(len(told)) for j in range(len(near)) if i != j)/len(told)/(len(near) - 1)
 
-CLEAN = dict(swav=crops)   # others: `clean`
+CLEAN = dict(swav=crops, swav_released=crops)   # others: `clean`
 
 def base(goal, net, views, t, mixing, cfg):
     "What a step's network sees, who should answer whom, and the clean loss."
@@ -349,7 +359,7 @@ METHODS = dict(
     mocon_imix=of(imix, "mocon"), byol_imix=of(imix, "byol"),
     simclr_imix=Method(by_instance, imix_pot), supclr_imix=Method(by_class, imix_pot),
     simclr_unmix=of(unmix, "simclr"), moco_unmix=of(unmix, "moco"), moco_v1_unmix=of(unmix, "moco"), moco_sym_unmix=of(unmix, "moco"),
-    byol_unmix=of(unmix, "byol"), swav_unmix=of(unmix, "swav"),
+    byol_unmix=of(unmix, "byol"), swav_unmix=of(unmix, "swav"), swav_released_unmix=of(unmix, "swav_released"),
     wmse2_unmix=of(unmix, "wmse"), wmse4_unmix=of(unmix, "wmse", views=4),
     moco_mixco=of(partial(mixco, sought=among_both), "moco"), mixsiam=Method(by_instance, mixsiam, ("predictor",), goal="simsiam", mixture=view_mixture),
     ce=Method(by_class, classify, views=1, head="linear"))
@@ -366,12 +376,15 @@ def inputs(cfg, views, gen):
     large = METHODS[cfg.method].views
     return [*overlaid(views[:large], gen), *views[large:]] if cfg.inputmix == "yes" else views
 
+def labels_of(cfg):
+    "Whose label a config asks for."
+    return by_instance if cfg.label_sim == "instance" else METHODS[cfg.method].labels
+
 def loss_of(cfg, net, views, y, classes, gen):
     "The method's loss on views, its mixing drawn from `gen`."
     method, net.fresh, views = METHODS[cfg.method], (), inputs(cfg, views, gen)
-    labels = by_instance if cfg.label_sim == "instance" else method.labels
     scale = cfg.tau/cfg.base_tau if cfg.base_tau and method.head != "linear" and method.goal not in NO_TAU else 1.
-    return scale*method.compare(net, views, labels(y, classes), mixing(cfg, gen), cfg)
+    return scale*method.compare(net, views, labels_of(cfg)(y, classes), mixing(cfg, gen), cfg)
 
 def net_parts(cfg):
     "The parts that a config's network has besides encoder and head."
@@ -392,7 +405,7 @@ def checked_sizes(cfg, method):
     if "queue" in parts and cfg.queue % rows: raise ConfigError(f"queue {cfg.queue} is not a multiple of the {rows} keys of a step")
 
 # %% ../nbs/07_methods.ipynb #744c3323
-BOTH_WAYS = "simclr", "swav", "wmse"   # goals whose cost is that of a pair
+BOTH_WAYS = "simclr", "swav", "swav_released", "wmse"   # goals whose cost is that of a pair
 
 def checked_views(cfg, method):
     "Refuses views that a method does not have."
@@ -429,7 +442,7 @@ def checked_names(cfg):
             raise ConfigError(f"{name} {getattr(cfg, name)} is a switch of mixsupcon, supcon and genscl: {cfg.method} has none, leave it out")
     if (cfg.mixture == "images") != (cfg.mixer != "none") and method.goal == "simsiam" or (cfg.mixture == "images" and "manifoldmix" in cfg.mixer):
         raise ConfigError("mixsiam mixes different images by mixture images together with a mixer of images, such as mixup")
-    if cfg.own_view == "exclude" and (method.labels is by_instance or cfg.label_sim == "instance"):
+    if cfg.own_view == "exclude" and labels_of(cfg) is by_instance:
         raise ConfigError(f"own_view exclude leaves {cfg.method} without positives: it goes with sup_npair")
     if method.head == "linear" and cfg.label_sim == "instance": raise ConfigError(f"{cfg.method} needs classes: leave out label_sim")
     checked_views(cfg, method), checked_sizes(cfg, method)

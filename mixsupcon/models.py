@@ -20,12 +20,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1
 from .config import Refusal, choose, seeded
 
 # %% ../nbs/06_models.ipynb #577a320b
-def resnet(build, image_size):
-    "A torchvision ResNet without its classifier, with the stem that fits."
+def resnet(build, image_size, pool=False):
+    "A torchvision ResNet without its classifier, with the stem that fits; that for small images does not pool, unless told to."
     net = build()
     net.width, net.fc = net.fc.in_features, nn.Flatten()   # which torchvision has done already
     if image_size <= 64:
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), net.maxpool if pool else nn.Identity()
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     return net
 
@@ -51,6 +51,7 @@ def resnet8(image_size):
 BACKBONES = dict(
     resnet8=resnet8,
     resnet18=partial(resnet, torchvision.models.resnet18),
+    resnet18_pool=partial(resnet, torchvision.models.resnet18, pool=True),   # of W-MSE's authors, for 64 pixels
     bottleneck18=partial(resnet, partial(ResNet, Bottleneck, [2, 2, 2, 2])),   # what Un-Mix's SwAV script calls a ResNet-18
     resnet34=partial(resnet, torchvision.models.resnet34),
     resnet50=partial(resnet, torchvision.models.resnet50),

@@ -19,7 +19,7 @@ from .config import stream
 from .evaluate import Trained, picture_of
 from .methods import METHODS, inputs, mixing
 from .runs import pack, read_json, read_log, unpack, write
-from .train import batches_of, step_views
+from .train import batches_of, material, step_views
 
 # %% ../nbs/11_plots.ipynb #040c4b4e
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
@@ -62,14 +62,15 @@ def sources(w, names):
 
 def first_step(cfg, data, n=8):
     "Views and mixtures of the first images of a run as uint8, and the sources of each mixture."
-    first = batches_of(cfg, len(data.train_x), 1)[0]
-    x, y = data.train_x[first], data.train_y[first]
+    x, y = material(cfg, data)
+    first = batches_of(cfg, len(x), 1)[0]
+    x, y = x[first], y[first]
     plain = data._replace(mean=(0,)*3, std=(1,)*3)
     gen, views = stream(cfg.seed, "mix", 0), step_views(cfg, x, plain, 0)[:METHODS[cfg.method].views]
     seen = inputs(cfg, views, gen)
     mixed, w = METHODS[cfg.method].mixture(seen[:2], mixing(cfg, gen), cfg)
     rows = {"image": x/255.} | {f"view {i + 1}": view for i, view in enumerate(seen)} | {cfg.mixer: mixed}
-    names = [data.classes[i] for i in y.tolist()]
+    names = [(*data.classes, "no label")[i] for i in y.tolist()]
     rows = {name: (images[:n]*255).round().clamp(0, 255).byte() for name, images in rows.items()}
     return rows, [sources(row, names) for row in w[:n]]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'trusted', 'device_of', 'settled', 'net_for', 'optimizer_of', 'Learner', 'NonFinite', 'Collapsed',
-           'view_of', 'step_views', 'step_loss', 'pace', 'move', 'batches_of', 'train_epoch', 'spread_of',
+           'view_of', 'step_views', 'step_loss', 'pace', 'move', 'material', 'batches_of', 'train_epoch', 'spread_of',
            'to_terminal', 'tell', 'clock', 'resumed', 'finish', 'train', 'pretrain', 'load_net']
 
 # %% ../nbs/08_train.ipynb #2544568f
@@ -19,7 +19,7 @@ from IPython.display import display
 from .augment import draw_views, views
 from .config import ConfigError, Refusal, identity, shares, stream
 from .data import fingerprint
-from .methods import METHODS, checked_names, loss_of, net_parts
+from .methods import METHODS, by_instance, checked_names, labels_of, loss_of, net_parts
 from .models import make_net, settle
 from .runs import (
     RunError, checkpoints, differences, digest, load_checkpoint, log, open_run, pack, read_config, read_json, rewind,
@@ -138,6 +138,12 @@ def move(cfg, learner, lr, step, steps):
     learner.optimizer.step()
     settle(net, pace(cfg, step, steps))
 
+# %% ../nbs/08_train.ipynb #01ba4edc
+def material(cfg, data):
+    "The images and classes that a config learns from; where it asks for no class, unlabelled images too, with the class -1."
+    if data.more_x is None or labels_of(cfg) is not by_instance: return data.train_x, data.train_y
+    return torch.cat([data.train_x, data.more_x]), torch.cat([data.train_y, data.train_y.new_full(data.more_x.shape[:1], -1)])
+
 # %% ../nbs/08_train.ipynb #731d78bd
 def batches_of(cfg, n, epoch):
     "Which of `n` images each step of `epoch` sees; a smaller last batch is kept or dropped, and a single image joins the one before."
@@ -209,7 +215,7 @@ def finish(cfg, learner, folder, data, rows):
     weights = pack(learner.net.state_dict(), {})
     write(folder/"net.safetensors", weights)
     write(folder/"encoder.safetensors", pack(learner.net.encoder.state_dict(), {}))
-    seen = sum(map(len, batches_of(cfg, len(data.train_x), 1))) if cfg.epochs else 0
+    seen = sum(map(len, batches_of(cfg, len(material(cfg, data)[0]), 1))) if cfg.epochs else 0
     spent = dict(epochs=cfg.epochs, images_seen=cfg.epochs*seen,
                  passes=sum(row["passes"] for row in rows), seconds=sum(row["seconds"] for row in rows))
     takes = dict(classes=data.classes, image_size=data.train_x.shape[-1], mean=data.mean, std=data.std)
@@ -219,7 +225,7 @@ def finish(cfg, learner, folder, data, rows):
 # %% ../nbs/08_train.ipynb #f76d586f
 def train(cfg, learner, folder, data, told):
     "Trains to the last epoch: a line in the log and on the screen each, a checkpoint every `save_seconds`."
-    x, y = (t.to(next(learner.net.parameters()).device) for t in (data.train_x, data.train_y))
+    x, y = (t.to(next(learner.net.parameters()).device) for t in material(cfg, data))
     done = resumed(cfg, learner, folder, told)
     rows, place, begun, saved = rewind(folder, done), None, time.monotonic(), time.monotonic()
     if done: tell(f"going on after epoch {done}")
@@ -250,7 +256,7 @@ def pretrain(cfg, data, root=None, wait=0):
         else:
             visit(folder)
             learner = Learner(cfg, data, device_of(cfg))
-            tell(f"{cfg.method} on {len(data.train_x):,} images of {cfg.dataset}: {cfg.arch}, {cfg.epochs} epochs (preset {cfg.preset}), {cfg.device}")
+            tell(f"{cfg.method} on {len(material(cfg, data)[0]):,} images of {cfg.dataset}: {cfg.arch}, {cfg.epochs} epochs (preset {cfg.preset}), {cfg.device}")
             told = dict(identity=identity(cfg, data_hash), config=asdict(cfg), data=data_hash)
             finish(cfg, learner, folder, data, train(cfg, learner, folder, data, told))
     finally: unlock(folder)

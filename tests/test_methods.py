@@ -168,7 +168,10 @@ def test_swav(queue):
     assert close(many.ours(plain, views=[v1, v2, *small]), naive.multicrop([scores(v).numpy() for v in (v1, v2, *small)], .2, .1, 3))
     mix = Case("swav", queue=0, sinkhorn_eps=.1, **UNMIX)
     x, own, _ = mix.mixed()
-    assert close(mix.ours(unmix), naive.unmix_swap(a.numpy(), b.numpy(), scores(x).numpy(), own[0], .2, .1, 3))
+    seen = a.numpy(), b.numpy(), scores(x).numpy(), own[0]
+    assert close(mix.ours(unmix), naive.unmix_swap(*seen, .2, .1, 3))
+    mix.goal = "swav_released"
+    assert close(mix.ours(unmix), naive.unmix_swap_released(*seen, .2, .1, 3)) and close(mix.ours(plain), naive.swap(*seen[:2], .2, .1, 3))
 
 
 def test_wmse():

@@ -81,11 +81,12 @@ def learned(method):
     return method, before, after
 
 
-def test_every_method_learns():
+def test_every_method_learns(capsys):
     "On fifty digits, in a few seconds each: neighbours well above the untrained encoder's."
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         seen = list(pool.map(learned, METHODS))
-    print("\n" + "\n".join(f"{method:16} untrained {before:.3f}, trained {after:.3f}" for method, before, after in seen))
+    with capsys.disabled():   # whether it passes or not
+        print("\nknn5 on 360 digits, of fifty labelled ones\n" + "\n".join(f"{method:20} untrained {before:.3f}, trained {after:.3f}" for method, before, after in seen))
     assert all(after > before + .05 for _, before, after in seen), [row for row in seen if row[2] <= row[1] + .05]
 
 

@@ -190,7 +190,7 @@ def results(scale, only=(), root=None):
     for name, title, part, columns, said in [
             ("seen", "Beside the pictures", seen.assign(gap=seen.train - seen.linear), SEEN,
              "Gap: accuracy on training images less that on test images. FED: distance between the features of both, fitted by Gaussians."),
-            ("cost", "Cost", costs.drop_duplicates(["data", "row", "seed"]), COST, "As measured on the machines named below; forwards through the encoder that learns.")]:
+            ("cost", "Cost", costs.drop_duplicates("cfg"), COST, "As measured on the machines named below; forwards through the encoder that learns.")]:
         if not len(part): continue
         tables[name] = means(part, columns)
         words[name] = title, spreads(tables[name], columns), said

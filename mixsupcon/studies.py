@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SCALES', 'SWITCHES', 'RELATED', 'UNTRAINED', 'RELEASED', 'ERMOLOV_BASES', 'IMIX_RELEASED', 'UNMIX_64',
-           'WITH_CUTMIX', 'BARE', 'OTHERS', 'PLACE', 'Scale', 'Study', 'base_of', 'seeds_of', 'methods', 'mixings',
-           'equally_long', 'by', 'of_imix', 'of_unmix', 'of_mixsiam', 'studies', 'Planned', 'plan', 'waiting', 'wanted',
-           'state_of', 'folders_there', 'found', 'Job', 'job_name', 'asked', 'notebooks', 'jobs', 'performed']
+           'BARE', 'OTHERS', 'PLACE', 'Scale', 'Study', 'base_of', 'seeds_of', 'methods', 'mixings', 'equally_long',
+           'by', 'of_imix', 'of_unmix', 'of_mixsiam', 'studies', 'Planned', 'plan', 'waiting', 'wanted', 'state_of',
+           'folders_there', 'found', 'Job', 'job_name', 'asked', 'notebooks', 'jobs', 'performed']
 
 # %% ../nbs/13_studies.ipynb #2088f0d4
 from dataclasses import asdict, replace
@@ -126,7 +126,6 @@ def by(scale, preset, rows):
     "Rows with their paper's recipe, at the paper's scale."
     return {name: (dict(preset=preset) if scale == "paper" else {}) | row for name, row in rows.items()}
 
-WITH_CUTMIX = dict(mixer="cutmix", lam_per="batch")
 BARE = dict(crop_min=1., flip=0., jitter=0., gray=0.)
 
 def of_imix(scale):
@@ -137,7 +136,7 @@ def of_imix(scale):
     views = {f"{of}{what}": dict(method=m) | bare | more for of, bare in (("views", {}), ("bare", BARE)) for what, m, more in (
         ("", "mocon", {}), (" + i-Mix", "mocon_imix", {}), (" + i-Mix + InputMix", "mocon_imix", dict(inputmix="yes")))}
     length = {f"{m} {arch} {e}": dict(method=m, arch=arch, epochs=e) for arch in s.archs for e in s.lengths for m in ("mocon", "mocon_imix")}
-    cut = {f"{m} + {mix}": dict(method=f"{m}_imix") | how for m in ("npair", "simclr") for mix, how in (("MixUp", {}), ("CutMix", WITH_CUTMIX))}
+    cut = {f"{m} + {mix}": dict(method=f"{m}_imix") | how for m in ("npair", "simclr") for mix, how in (("MixUp", {}), ("CutMix", dict(mixer="cutmix")))}
     return dict(
         imix=study("Table 1: three bases", bases, like("npair", "moco", "mocon", "byol"), shows=("knn5", "fed")),
         imix_views=study("Table 3: without augmentation", views, {row: row.split(" ")[0] for row in views}, shows=("knn5",)),

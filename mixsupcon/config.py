@@ -7,8 +7,8 @@ __all__ = ['KINDS', 'SIMSIAM', 'WMSE', 'SWAV', 'DEFAULTS', 'LIN_SUPCONTRAST', 'L
            'SMALL', 'SIAM', 'WHITE', 'SMALL_ROWS', 'PRESETS', 'IMIX', 'ERMOLOV', 'MOCO_CIFAR', 'SWAV_CIFAR', 'LARGE',
            'SIMSIAM_CIFAR', 'ON_CIFAR', 'IMIX_HEADS', 'BRIEF', 'length', 'ERMOLOV_64', 'ERMOLOV_SIMCLR', 'ERMOLOV_ROWS',
            'RANGES', 'WORDS', 'WAYS', 'Refusal', 'ConfigError', 'choose', 'refused', 'Config', 'coerce', 'shares',
-           'numbers', 'checked', 'families', 'layered', 'configure', 'amended', 'assigned', 'parameters', 'departures',
-           'identity', 'stream', 'seeded', 'project']
+           'odds', 'numbers', 'checked', 'families', 'layered', 'configure', 'amended', 'assigned', 'parameters',
+           'departures', 'identity', 'stream', 'seeded', 'project']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import ast, difflib, hashlib, json, math, unicodedata
@@ -163,13 +163,15 @@ SIMSIAM_CIFAR = TABLE1 | dict(
 
 # %% ../nbs/00_config.ipynb #475631ab
 ON_CIFAR = dict(dataset=("cifar10", "cifar100"))
-IMIX_HEADS = dict(npair=dict(head="mlpbn_bn"), sup_npair=dict(head="mlpbn_bn"), byol=dict(momentum=.999, momentum_schedule="constant", sides="one", predictor=0))
+IMIX_HEADS = dict(npair=dict(head="mlpbn_bn"), sup_npair=dict(head="mlpbn_bn"), moco=dict(head="mlpbn"), mocon=dict(head="mlpbn"),
+                  byol=dict(momentum=.999, momentum_schedule="constant", sides="one", predictor=0))
 BRIEF = dict(up_to=500, warmup_epochs=5)   # i-Mix warms up for half as long in a short training
 length = lambda epochs: dict(epochs=epochs)
 
 PRESETS |= dict(
     imix=dict(source="i-Mix section 4.1 and appendix B, every method equally long", fidelity="fixed", every=IMIX, **IMIX_HEADS, brief=BRIEF,
-              supcon=dict(tau=.1), supclr_imix=dict(tau=.1), simclr=dict(batch_size=128, lr=.0625),
+              supcon=dict(tau=.1), supclr_imix=dict(tau=.1),             # SupContrast's, on whose code it was built
+              simclr_imix=dict(batch_size=128, lr=.0625),                # Table C.1: twice the memory, half the batch
               also=ON_CIFAR | dict(arch=("resnet18", "resnet34", "resnet101", "resnet152"), epochs=(200, 500, 2000, 4000))),
     imix_cifar10=dict(source="i-Mix Table 1, lengths and choice of rate as released, CIFAR-10", fidelity="released", **IMIX_HEADS,
                       every=IMIX | dict(dataset="cifar10", probe="lin_imix_released"),
@@ -177,10 +179,11 @@ PRESETS |= dict(
     imix_cifar100=dict(source="i-Mix Table 1, lengths and choice of rate as released, CIFAR-100", fidelity="released", **IMIX_HEADS,
                        every=IMIX | dict(dataset="cifar100", probe="lin_imix_released"),
                        npair_imix=length(2000), mocon_imix=length(2000), byol_imix=length(4000)) | dict(npair=dict(head="mlpbn_bn", epochs=4000)),
-    imix_unaugmented=dict(source="i-Mix Table 3, no augmentation", fidelity="paper", also=ON_CIFAR, **IMIX_HEADS,
+    imix_unaugmented=dict(source="i-Mix Table 3, no augmentation but InputMix under i-Mix (500 epochs for all; theirs differ)", fidelity="fixed",
+                          also=ON_CIFAR, **IMIX_HEADS, imix=dict(inputmix="yes"),
                           every=IMIX | dict(epochs=500, warmup_epochs=5, crop_min=1., flip=0., jitter=0., gray=0.)),
-    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper", **IMIX_HEADS,
-                       every=LARGE | dict(epochs=800, batch_size=512, lr=.06), imix=dict(mixer="cutmix", lam_per="batch"), also=dict(dataset=("folder",))))
+    imix_imagenet=dict(source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper",
+                       every=LARGE | dict(epochs=800, batch_size=512, lr=.06, warmup_epochs=10), imix=dict(mixer="cutmix", lam_per="batch"), also=dict(dataset=("folder",))))
 
 # %% ../nbs/00_config.ipynb #425a20ae
 ERMOLOV_64 = ERMOLOV | dict(arch="resnet18_pool", image_size=64, lr=2e-3, out=128, white_size=256)
@@ -192,12 +195,14 @@ PRESETS |= dict(
                  fidelity="released", every=ERMOLOV, simclr=ERMOLOV_SIMCLR, wmse4=dict(batch_size=256, warmup_epochs=3), also=ON_CIFAR),
     ermolov_tiny=dict(source="Un-Mix Table 3 on Tiny ImageNet, as `ermolov`", fidelity="released", every=ERMOLOV_64 | dict(dataset="tiny", warmup_epochs=3),
                       **ERMOLOV_ROWS, wmse4=dict(batch_size=256, out=128, warmup_epochs=1)),
-    ermolov_stl=dict(source="Un-Mix Table 3 on STL-10, as `ermolov` (brought to 64 pixels before cropping, not by it)", fidelity="released", **ERMOLOV_ROWS,
+    ermolov_stl=dict(source="Un-Mix Table 3 on STL-10, as `ermolov` (cropped from 64 pixels, not from 96)", fidelity="released", **ERMOLOV_ROWS,
                      every=ERMOLOV_64 | dict(dataset="stl10", epochs=2000, milestones=".975 .9875", warmup_epochs=2), wmse4=dict(batch_size=256, out=128, warmup_epochs=1)),
     moco_cifar=dict(source="Un-Mix Table 3 and README: MoCo", fidelity="released", every=MOCO_CIFAR, also=ON_CIFAR),
     swav_cifar=dict(source="Un-Mix Fig. 8 and README: SwAV, on a ResNet-18 of basic blocks", fidelity="fixed", every=SWAV_CIFAR,
                     also=ON_CIFAR | dict(epochs=(200, 600, 800, 1000))),
-    moco_imagenet=dict(source="Un-Mix Table 4: MoCo v2 on ImageNet", fidelity="paper", every=LARGE, unmix=dict(mixer="cutmix"),
+    swav_released=dict(source="Un-Mix README: SwAV as its script has it, on bottlenecks (but CIFAR-100 with its own mean)", fidelity="released",
+                       every=SWAV_CIFAR | dict(arch="bottleneck18"), also=ON_CIFAR | dict(epochs=(200, 600, 800, 1000))),
+    moco_imagenet=dict(source="Un-Mix Table 4: MoCo v2 on ImageNet", fidelity="paper", every=LARGE, moco_v1=dict(schedule="step", milestones=".6 .8", decay=.1), unmix=dict(mixer="cutmix"),
                        also=dict(dataset=("folder",), epochs=(800,))),
     siam_cifar=dict(source="MixSiam Table 3 and Fig. 4", fidelity="ours", every=SIMSIAM_CIFAR, also=ON_CIFAR),
     siam_imagenet=dict(source="MixSiam Table 1", fidelity="paper", also=dict(dataset=("folder",), epochs=(200, 400, 800)),
@@ -248,6 +253,13 @@ def shares(words, what="milestones are shares of the epochs"):
     if all(0 < v <= 1 for v in values): return values
     raise ConfigError(f"{what} such as '.7 .8 .9', not {words!r}")
 
+def odds(words):
+    "The probabilities in `'.3 .7'`."
+    try: values = [float(word) for word in words.split()]
+    except ValueError: values = [math.nan]
+    if not values or all(0 <= v <= 1 for v in values) and abs(sum(values) - 1) < 1e-6: return values
+    raise ConfigError(f"mixer_odds are probabilities that sum to one, such as '.3 .7', not {words!r}")
+
 def numbers(words, what):
     "The positive numbers in `'.1 .5 1'`."
     try: values = [float(word) for word in words.split()]
@@ -262,9 +274,9 @@ def checked(cfg):
         value = getattr(cfg, name)
         if not low <= value <= high: raise ConfigError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
     for name, words in WORDS.items(): choose(dict.fromkeys(words), getattr(cfg, name), name)
-    shares(cfg.milestones), shares(cfg.probe_milestones), shares(cfg.mixer_odds, "mixer_odds are shares")
-    low, *high = shares(cfg.small_scale, "small_scale are shares of the area")
-    if len(high) != 1 or low > high[0]: raise ConfigError(f"small_scale is the least and the largest share of the area, such as '.05 .14', not {cfg.small_scale!r}")
+    shares(cfg.milestones), shares(cfg.probe_milestones), odds(cfg.mixer_odds)
+    limits = shares(cfg.small_scale, "small_scale are shares of the area")
+    if len(limits) != 2 or limits[0] > limits[1]: raise ConfigError(f"small_scale is the least and the largest share of the area, such as '.05 .14', not {cfg.small_scale!r}")
     choose(PROBES, cfg.probe, "probe"), numbers(cfg.probe_lrs, "probe_lrs")
     if cfg.probe_choice != "fixed" and not cfg.probe_lrs: raise ConfigError(f"probe_choice {cfg.probe_choice} has nothing to choose from: give probe_lrs")
     if cfg.trust and cfg.optimizer != "sgd": raise ConfigError(f"trust {cfg.trust:g} is LARS, which goes with optimizer sgd, not {cfg.optimizer}")

@@ -37,7 +37,7 @@ class Data(NamedTuple):
     train_x: torch.Tensor; train_y: torch.Tensor
     test_x: torch.Tensor; test_y: torch.Tensor
     classes: list; mean: tuple; std: tuple
-    more_x: torch.Tensor = None   # images without labels, for methods that ask for none
+    every_x: torch.Tensor = None   # if there are others without labels: all that methods learn from which ask for none
 
 # %% ../nbs/02_data.ipynb #34f61cc5
 def pictures(x, part):
@@ -56,14 +56,14 @@ def labelled(x, y, classes, part):
         raise DataError(f"{part} labels must lie in 0..{len(classes) - 1}: found {y[i]} at index {i}")
 
 # %% ../nbs/02_data.ipynb #0375b844
-def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None, more_x=None):
+def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None, every_x=None):
     "Checked `Data`; without mean and std, those of the training images."
     labelled(train_x, train_y, classes, "training"), labelled(test_x, test_y, classes, "test")
-    if more_x is not None: pictures(more_x, "unlabelled")
+    if every_x is not None: pictures(every_x, "unlabelled")
     if len(classes) < 2: raise DataError(f"one class ({classes[0]}) leaves nothing to tell apart: at least two are needed")
     if not len(classes) < len(test_y) or len(test_y.unique()) < 2:
         raise DataError(f"{len(test_y)} test images of {len(test_y.unique())} classes cannot tell {len(classes)} classes apart: add some")
-    sides = {*train_x.shape[2:], *test_x.shape[2:], *(train_x if more_x is None else more_x).shape[2:]}
+    sides = {*train_x.shape[2:], *test_x.shape[2:], *(train_x if every_x is None else every_x).shape[2:]}
     if len(sides) > 1: raise DataError(f"images have sides of {min(sides)} and {max(sides)} pixels: pass -p image_size for squares of one size")
     if mean is None:
         values = train_x.transpose(0, 1).flatten(1)   # (3, N H W)
@@ -71,13 +71,13 @@ def assembled(train_x, train_y, test_x, test_y, classes, mean=None, std=None, mo
         shade = torch.arange(256, dtype=torch.float64)/255
         mean = levels @ shade/values.shape[1]
         std = (levels @ shade**2/values.shape[1] - mean**2).sqrt().clamp(min=1/255)
-    return Data(train_x, train_y, test_x, test_y, list(classes), tuple(map(float, mean)), tuple(map(float, std)), more_x)
+    return Data(train_x, train_y, test_x, test_y, list(classes), tuple(map(float, mean)), tuple(map(float, std)), every_x)
 
 # %% ../nbs/02_data.ipynb #6b2f6019
 def fingerprint(data):
     "The hash of all that a number can depend on in `data`."
     told = repr((data.classes, data.mean, data.std, data.train_x.shape, data.test_x.shape)).encode()
-    parts = [told] + [t.contiguous().numpy() for t in (*data[:4], data.more_x) if t is not None]
+    parts = [told] + [t.contiguous().numpy() for t in (*data[:4], data.every_x) if t is not None]
     sha = hashlib.sha256()
     for part in parts: sha.update(part)
     return sha.hexdigest()
@@ -162,14 +162,17 @@ def cifar(source, mean, std, data_dir, image_size, download):
 # %% ../nbs/02_data.ipynb #8879dfef
 def stl10(source, mean, std, data_dir, image_size, download):
     "STL-10, from `data_dir`; without `image_size`, 64 pixels a side."
-    sums = dict(source.train_list + source.test_list)
+    sums, size = dict(source.train_list + source.test_list), image_size or 64
     files = fetched(source, [source.class_names_file, *sums], data_dir, download)
-    values = lambda name: np.frombuffer(published(name, files.pop(name), sums[name]), np.uint8)
-    few = lambda part: np.array_split(rows := values(f"{part}_X.bin").reshape(-1, 3, 96, 96), len(rows)//5000 + 1)   # at a time, for the memory's sake
-    x = {part: torch.cat([sized(torch.tensor(rows).mT.contiguous(), image_size or 64) for rows in few(part)]) for part in ("train", "test", "unlabeled")}
-    y = {part: torch.tensor(values(f"{part}_y.bin")).long() - 1 for part in ("train", "test")}
-    classes = files[source.class_names_file].decode().split()
-    return assembled(x["train"], y["train"], x["test"], y["test"], classes, mean, std, x["unlabeled"])
+    values = lambda name: np.frombuffer(published(name, files[name], sums[name]), np.uint8)
+    def images(part, resized=size):
+        rows = values(f"{part}_X.bin").reshape(-1, 3, 96, 96)
+        few = np.array_split(rows, len(rows)//5000 + 1)   # at a time, for the memory's sake
+        return torch.cat([F.center_crop(sized(torch.tensor(part).mT.contiguous(), resized), [size]) for part in few])
+    x, y = {}, {}
+    for part in ("train", "test"): x[part], y[part] = images(part, round(size*70/64)), torch.tensor(values(f"{part}_y.bin")).long() - 1
+    every, classes = torch.cat([images("train"), images("unlabeled")]), files[source.class_names_file].decode().split()
+    return assembled(x["train"], y["train"], x["test"], y["test"], classes, mean, std, every)
 
 # %% ../nbs/02_data.ipynb #0ec03f22
 def listing(root):
@@ -252,7 +255,7 @@ def fewer(data, n, gen):
     if n < 2*len(data.classes): raise DataError(f"train_images={n} are fewer than two for each of {len(data.classes)} classes")
     order, place = dealt(data.train_y, gen)
     rows = order[place.argsort(stable=True)[:n]].sort()[0]
-    return data._replace(train_x=data.train_x[rows], train_y=data.train_y[rows], more_x=None)
+    return data._replace(train_x=data.train_x[rows], train_y=data.train_y[rows], every_x=None)
 
 # %% ../nbs/02_data.ipynb #7abc3615
 DATASETS = dict(
@@ -260,7 +263,7 @@ DATASETS = dict(
     cifar10=partial(cifar, CIFAR10, (.4914, .4822, .4465), (.2023, .1994, .2010)),
     cifar100=partial(cifar, CIFAR100, (.5071, .4867, .4408), (.2675, .2565, .2761)),
     stl10=partial(stl10, STL10, (.43, .42, .39), (.27, .26, .27)),
-    tiny=partial(tiny, (.480, .448, .397), (.277, .269, .282)),
+    tiny=partial(tiny, (.480, .448, .398), (.277, .269, .282)),
     folder=folder)
 
 def targets(cfg):

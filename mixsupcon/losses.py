@@ -89,6 +89,7 @@ def whitened(z, order, size, eps=0.):
     with torch.autocast(z.device.type, enabled=False):
         covariance = (1 - eps)*parts.mT @ parts/(size - 1) + eps*torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         factor, fails = torch.linalg.cholesky_ex(covariance)
-        if fails.any(): raise Singular("the features of a sub-batch cannot be whitened, their covariance is singular: pass white_eps 1e-4, or a lower lr")
+        if fails.any() and z.isfinite().all():   # what is not finite is said where losses are
+            raise Singular(f"the features of a sub-batch cannot be whitened, their covariance is singular: pass white_eps {max(1e-4, 10*eps):g}, or a lower lr")
         white = torch.linalg.solve_triangular(factor, parts.mT, upper=False).mT
     return white.flatten(0, 1)[order.argsort()]

@@ -9,8 +9,8 @@ __all__ = ['POTS', 'GOALS', 'CLEAN', 'TARGETS', 'MIXED', 'AGGREGATES', 'METHODS'
            'mixed_among_all', 'predict', 'still', 'byol', 'simsiam', 'scores', 'codes', 'swapped', 'swav',
            'unturned_swav', 'raw', 'apart', 'wmse', 'mixed_wmse', 'clean', 'crops', 'base', 'plain', 'imix', 'others',
            'itself', 'everyone', 'unmix', 'alike', 'mixco', 'view_mixture', 'image_mixture', 'mixsiam', 'classify',
-           'Method', 'of', 'overlaid', 'inputs', 'labels_of', 'loss_of', 'net_parts', 'checked_sizes', 'checked_views',
-           'checked_names']
+           'Method', 'of', 'overlaid', 'inputs', 'labels_of', 'loss_of', 'net_parts', 'fitting', 'checked_sizes',
+           'checked_views', 'checked_names']
 
 # %% ../nbs/07_methods.ipynb #83d5e3ba
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .config import ConfigError, choose, shares
+from .config import ConfigError, choose, odds
 from .losses import contrastive, log_probability, sinkhorn, whitened
 from .mixers import MIXERS, PARTNERS, PLACES, chosen, mix
 from .models import BACKBONES, HEADS, answers
@@ -51,7 +51,7 @@ class Mixing(NamedTuple):
 
 def mixing(cfg, gen):
     "The `Mixing` of a step."
-    mixer, place = chosen(cfg.mixer, shares(cfg.mixer_odds), gen)
+    mixer, place = chosen(cfg.mixer, odds(cfg.mixer_odds), gen)
     how = dict(mixer=mixer, alpha=cfg.alpha, lam_per=cfg.lam_per, partner=cfg.partner, fold=cfg.fold == "yes")
     return Mixing(partial(mix, gen=gen, **how), place, torch.Generator().manual_seed(gen.initial_seed() ^ 1))
 
@@ -185,8 +185,9 @@ def scores(sight, z):
     return sight.net.of(sight.net.prototypes, z)
 
 def codes(sight, near):
-    "The balanced clusters of rows, those of the queue among them if there is one."
-    past = [scores(sight, sight.net.queue)] if hasattr(sight.net, "queue") else []
+    "The balanced clusters of rows, those of the queue among them if there is one and it is full."
+    full = hasattr(sight.net, "queue") and sight.net.queue.any(1).all()
+    past = [scores(sight, sight.net.queue)] if full else []
     return sinkhorn(torch.cat([*past, near]), sight.cfg.sinkhorn_eps, sight.cfg.sinkhorn_steps)[-len(near):]
 
 def swapped(sight, q, k, tau):
@@ -391,18 +392,20 @@ def net_parts(cfg):
     return [part for part in METHODS[cfg.method].parts if part != "queue" or cfg.queue]
 
 # %% ../nbs/07_methods.ipynb #a9b0521c
+def fitting(n, size): "The multiple of `size` below `n`, or `size`."; return max(n//size, 1)*size
+
 def checked_sizes(cfg, method):
     "Refuses batches, queues and sub-batches that do not fit each other."
     parts, white = method.parts, method.goal == "wmse"
     rows = cfg.batch_size*(2 if cfg.sides == "both" or "prototypes" in parts else 1)
     whole = dict(bn_splits=cfg.bn_splits) | (dict(white_size=cfg.white_size) if white else {})
     for name, size in whole.items():
-        if cfg.batch_size % size: raise ConfigError(f"batch_size {cfg.batch_size} is not a multiple of {name} {size}")
+        if cfg.batch_size % size: raise ConfigError(f"batch_size {cfg.batch_size} is not a multiple of {name} {size}: pass batch_size {fitting(cfg.batch_size, size)}")
         if size > 1 and cfg.last_batch == "keep": raise ConfigError(f"{name} {size} needs whole batches: pass last_batch drop")
     if white and cfg.white_size <= cfg.out:
         raise ConfigError(f"white_size {cfg.white_size} must be above the embedding's size, out={cfg.out}: fewer rows cannot be whitened")
     if "slow" in parts and "queue" in parts and not cfg.queue: raise ConfigError(f"{cfg.method} needs a queue: pass queue, a multiple of {rows}")
-    if "queue" in parts and cfg.queue % rows: raise ConfigError(f"queue {cfg.queue} is not a multiple of the {rows} keys of a step")
+    if "queue" in parts and cfg.queue % rows: raise ConfigError(f"queue {cfg.queue} is not a multiple of the {rows} keys of a step: pass queue {fitting(cfg.queue, rows)}")
 
 # %% ../nbs/07_methods.ipynb #744c3323
 BOTH_WAYS = "simclr", "swav", "swav_released", "wmse"   # goals whose cost is that of a pair
@@ -433,7 +436,7 @@ def checked_names(cfg):
     for table, field in [(BACKBONES, "arch"), (PARTNERS, "partner"), (HEADS, "head")]: choose(table, getattr(cfg, field), field)
     mixers = cfg.mixer.split() or [""]
     for mixer in mixers: choose(MIXERS, mixer, "mixer")
-    if len(shares(cfg.mixer_odds)) not in (0, len(mixers)):
+    if len(odds(cfg.mixer_odds)) not in (0, len(mixers)):
         raise ConfigError(f"mixer_odds {cfg.mixer_odds!r} must have a number for each of {len(mixers)} mixers, or be left out")
     if cfg.mixer != "none" and not method.mixes:
         raise ConfigError(f"{cfg.method} does not mix: leave out mixer, or take method mixsupcon (without classes: label_sim instance)")

@@ -134,7 +134,11 @@ class Net(nn.Module):
 def slow_copy(net, cfg): "Encoder and head once more."; net.slow = deepcopy(nn.ModuleDict(dict(encoder=net.encoder, head=net.head))).requires_grad_(False)
 def predictor(net, cfg): "Guesses the answer from the question."; net.predictor = mlp(cfg.out, cfg.predictor or net.encoder.width, cfg.out, inside=norm)
 def prototypes(net, cfg): "Unit directions, one a cluster."; net.prototypes = nn.Linear(cfg.out, cfg.prototypes, bias=False)
-def queue(net, cfg): "Past keys (K, D), at first random ones."; net.register_buffer("queue", F.normalize(torch.randn(cfg.queue, cfg.out), dim=1))
+
+def queue(net, cfg):
+    "Past keys (K, D), at first random ones; with prototypes, which wait until it is full, none."
+    keys = F.normalize(torch.randn(cfg.queue, cfg.out), dim=1)
+    net.register_buffer("queue", torch.zeros_like(keys) if hasattr(net, "prototypes") else keys)
 
 PARTS = dict(slow=slow_copy, predictor=predictor, prototypes=prototypes, queue=queue)
 

@@ -133,8 +133,9 @@ def of_imix(scale):
     s, like = SCALES[scale], lambda *names: {f"{name}_imix": name for name in names}
     study = lambda title, rows, baseline, data=s.others, **more: Study(f"i-Mix {title}", by(scale, "imix", rows), baseline, data, s.fewer, **more)
     bases = methods("npair", "npair_imix", "moco", "moco_imix", "mocon", "mocon_imix") | {"byol": dict(method="byol", sides="one")} | methods("byol_imix")
-    views = {f"{of}{what}": dict(method=m) | bare | more for of, bare in (("views", {}), ("bare", BARE)) for what, m, more in (
-        ("", "mocon", {}), (" + i-Mix", "mocon_imix", {}), (" + i-Mix + InputMix", "mocon_imix", dict(inputmix="yes")))}
+    bare, alone = (dict(preset="imix_unaugmented"), dict(inputmix="no")) if scale == "paper" else (BARE, {})
+    ways = {"": dict(method="mocon"), " + i-Mix": dict(method="mocon_imix") | alone, " + i-Mix + InputMix": dict(method="mocon_imix", inputmix="yes")}
+    views = {f"{of}{way}": given | how for of, given in (("views", {}), ("bare", bare)) for way, how in ways.items()}
     length = {f"{m} {arch} {e}": dict(method=m, arch=arch, epochs=e) for arch in s.archs for e in s.lengths for m in ("mocon", "mocon_imix")}
     cut = {f"{m} + {mix}": dict(method=f"{m}_imix") | how for m in ("npair", "simclr") for mix, how in (("MixUp", {}), ("CutMix", dict(mixer="cutmix")))}
     return dict(

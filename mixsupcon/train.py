@@ -40,9 +40,9 @@ def learning_rate(epoch, part, epochs, lr, schedule, milestones, decay, warmup=0
 # %% ../nbs/08_train.ipynb #a563ecc7
 @torch.no_grad()
 def trusted(params, trust, decay):
-    "Rescales the gradients of matrices among `params`, in place, as LARS does."
+    "Rescales the gradients of `params`, in place, as LARS does."
     for p in params:
-        if p.ndim < 2 or p.grad is None: continue
+        if p.grad is None: continue
         p.grad.add_(p, alpha=decay)
         own, step = p.norm(), p.grad.norm()
         p.grad.mul_(torch.where((own > 0) & (step > 0), trust*own/step, 1.))
@@ -140,9 +140,9 @@ def move(cfg, learner, lr, step, steps):
 
 # %% ../nbs/08_train.ipynb #01ba4edc
 def material(cfg, data):
-    "The images and classes that a config learns from; where it asks for no class, unlabelled images too, with the class -1."
-    if data.more_x is None or labels_of(cfg) is not by_instance: return data.train_x, data.train_y
-    return torch.cat([data.train_x, data.more_x]), torch.cat([data.train_y, data.train_y.new_full(data.more_x.shape[:1], -1)])
+    "The images and classes that a config learns from; where it asks for no class, all there are, with the class -1."
+    if data.every_x is None or labels_of(cfg) is not by_instance: return data.train_x, data.train_y
+    return data.every_x, data.train_y.new_full(data.every_x.shape[:1], -1)
 
 # %% ../nbs/08_train.ipynb #731d78bd
 def batches_of(cfg, n, epoch):
@@ -247,8 +247,10 @@ def train(cfg, learner, folder, data, told):
 def pretrain(cfg, data, root=None, wait=0):
     "The run folder of `cfg`, under `root` or the project's outputs, trained to the end; `wait` seconds for another process at it."
     checked_names(cfg)
-    if cfg.small_crops and cfg.small_size >= data.train_x.shape[-1]:
-        raise ConfigError(f"small crops of {cfg.small_size} pixels are not smaller than the images' {data.train_x.shape[-1]}: pass a smaller small_size")
+    side = data.train_x.shape[-1]
+    if cfg.small_crops and cfg.small_size >= side:
+        instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
+        raise ConfigError(f"small crops of {cfg.small_size} pixels are not smaller than the images' {side}: {instead}")
     cfg, data_hash = settled(cfg), fingerprint(data)
     folder = open_run(cfg, data_hash, root, wait)
     try:

@@ -154,7 +154,9 @@ def test_swav(queue):
     case = Case("swav", queue=queue, sinkhorn_eps=.1)
     scores = lambda x: (F.normalize(case.net(x), dim=1) @ case.net.prototypes.weight.T).detach()
     a, b = scores(v1), scores(v2)
-    if queue:   # codes come from the queue's rows and the batch's
+    if queue:   # codes come from the queue's rows and the batch's, once it is full
+        assert close(case.ours(plain), naive.swap(a.numpy(), b.numpy(), .2, .1, 3)) and not case.net.queue.any()
+        case.net.queue, case.net.fresh = F.normalize(torch.randn(queue, 4, generator=stream(0, "queue"), dtype=torch.float64), dim=1), ()
         past = (case.net.queue @ case.net.prototypes.weight.T).detach()
         codes = [np.array(naive.sinkhorn(torch.cat([past, s]).numpy(), .1, 3))[-N:] for s in (a, b)]
         guess = lambda q, s: -(q*F.log_softmax(s/.2, 1).numpy()).sum(1).mean()

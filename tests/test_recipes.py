@@ -30,7 +30,7 @@ IMIX = mixed("npair", "sup_npair", "mocon", "byol", "simclr", way="imix") + ["mo
 ERMOLOV = mixed("simclr", "byol", "wmse2", "wmse4", way="unmix")
 MEANT = dict(   # the methods that a recipe is for
     small=METHODS, few=METHODS, table1=CLASSES, readme=(*CLASSES, "genscl"), imix=IMIX, imix_cifar10=IMIX, imix_cifar100=IMIX, imix_unaugmented=IMIX[4:6],
-    imix_imagenet=IMIX[4:6], ermolov=ERMOLOV, ermolov_tiny=ERMOLOV, ermolov_stl=ERMOLOV, moco_cifar=MOCO, swav_cifar=("swav", "swav_unmix", "swav_released_unmix"), moco_imagenet=MOCO[:2],
+    imix_imagenet=IMIX[4:6], ermolov=ERMOLOV, ermolov_tiny=ERMOLOV, ermolov_stl=ERMOLOV, moco_cifar=MOCO, swav_cifar=("swav", "swav_unmix"), swav_released=("swav", "swav_released_unmix"), moco_imagenet=MOCO[:2],
     siam_cifar=SIAM, siam_imagenet=SIAM)
 
 

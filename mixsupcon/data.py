@@ -166,9 +166,9 @@ def stl10(source, mean, std, data_dir, image_size, download):
     files = fetched(source, [source.class_names_file, *sums], data_dir, download)
     values = lambda name: np.frombuffer(published(name, files[name], sums[name]), np.uint8)
     def images(part, resized=size):
-        rows = values(f"{part}_X.bin").reshape(-1, 3, 96, 96)
-        few = np.array_split(rows, len(rows)//5000 + 1)   # at a time, for the memory's sake
-        return torch.cat([F.center_crop(sized(torch.tensor(part).mT.contiguous(), resized), [size]) for part in few])
+        x = values(f"{part}_X.bin").reshape(-1, 3, 96, 96)
+        some = np.array_split(x, len(x)//5000 + 1)   # at a time, for the memory's sake
+        return torch.cat([F.center_crop(sized(torch.tensor(few).mT.contiguous(), resized), [size]) for few in some])
     x, y = {}, {}
     for part in ("train", "test"): x[part], y[part] = images(part, round(size*70/64)), torch.tensor(values(f"{part}_y.bin")).long() - 1
     every, classes = torch.cat([images("train"), images("unlabeled")]), files[source.class_names_file].decode().split()

@@ -227,7 +227,8 @@ GOALS = dict(
     simclr=Goal(among_all, mixed_among_all), npair=Goal(among_keys),
     moco=Goal(among_queue, parts=("slow", "queue")), mocon=Goal(among_both, parts=("slow", "queue")),
     byol=Goal(byol, ask=predict, parts=("slow", "predictor")), simsiam=Goal(simsiam, ask=predict, answer=still, parts=("predictor",)),
-    swav=Goal(swav, parts=("prototypes", "queue")), swav_released=Goal(swav, unturned_swav, parts=("prototypes", "queue")), wmse=Goal(wmse, mixed_wmse, ask=raw, answer=raw))
+    swav=Goal(swav, parts=("prototypes", "queue")), swav_released=Goal(swav, unturned_swav, parts=("prototypes", "queue")),
+    wmse=Goal(wmse, mixed_wmse, ask=raw, answer=raw))
 
 # %% ../nbs/07_methods.ipynb #9fc043a9
 def clean(goal, sight, w):

@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'SIMSIAM', 'WMSE', 'SWAV', 'DEFAULTS', 'LIN_SUPCONTRAST', 'LIN_IMIX', 'LIN_SIMSIAM', 'PROBES', 'TABLE1',
            'SMALL', 'SIAM', 'WHITE', 'SMALL_ROWS', 'PRESETS', 'IMIX', 'ERMOLOV', 'MOCO_CIFAR', 'SWAV_CIFAR', 'LARGE',
            'SIMSIAM_CIFAR', 'ON_CIFAR', 'IMIX_HEADS', 'BRIEF', 'length', 'ERMOLOV_64', 'ERMOLOV_SIMCLR', 'ERMOLOV_ROWS',
-           'RANGES', 'WORDS', 'WAYS', 'Refusal', 'ConfigError', 'choose', 'refused', 'Config', 'coerce', 'shares',
-           'odds', 'numbers', 'checked', 'families', 'layered', 'configure', 'amended', 'assigned', 'parameters',
-           'departures', 'identity', 'stream', 'seeded', 'project']
+           'RANGES', 'WORDS', 'WAYS', 'Refusal', 'ConfigError', 'choose', 'refused', 'Config', 'coerce', 'floats',
+           'shares', 'odds', 'numbers', 'checked', 'families', 'layered', 'configure', 'amended', 'assigned',
+           'parameters', 'departures', 'identity', 'stream', 'seeded', 'project']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import ast, difflib, hashlib, json, math, unicodedata
@@ -247,24 +247,26 @@ WORDS = dict(
     device=("auto", "cpu", "cuda"), precision=("auto", "float32", "bfloat16"), compile=("off", "on"))
 
 # %% ../nbs/00_config.ipynb #e0f7df53
+def floats(words):
+    "What numbers `words` say; NaN if one of them says none."
+    try: return [float(word) for word in words.split()]
+    except ValueError: return [math.nan]
+
 def shares(words, what="milestones are shares of the epochs"):
     "The numbers in `'.7 .8 .9'`."
-    try: values = [float(word) for word in words.split()]
-    except ValueError: values = [math.nan]
+    values = floats(words)
     if all(0 < v <= 1 for v in values): return values
     raise ConfigError(f"{what} such as '.7 .8 .9', not {words!r}")
 
 def odds(words):
     "The probabilities in `'.3 .7'`."
-    try: values = [float(word) for word in words.split()]
-    except ValueError: values = [math.nan]
+    values = floats(words)
     if not values or all(0 <= v <= 1 for v in values) and abs(sum(values) - 1) < 1e-6: return values
     raise ConfigError(f"mixer_odds are probabilities that sum to one, such as '.3 .7', not {words!r}")
 
 def numbers(words, what):
     "The positive numbers in `'.1 .5 1'`."
-    try: values = [float(word) for word in words.split()]
-    except ValueError: values = [0.]
+    values = floats(words)
     if all(0 < v < math.inf for v in values): return values
     raise ConfigError(f"{what} are positive numbers such as '.1 .5 1', not {words!r}")
 

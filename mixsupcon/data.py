@@ -169,10 +169,9 @@ def stl10(source, mean, std, data_dir, image_size, download):
         x = values(f"{part}_X.bin").reshape(-1, 3, 96, 96)
         some = np.array_split(x, len(x)//5000 + 1)   # at a time, for the memory's sake
         return torch.cat([F.center_crop(sized(torch.tensor(few).mT.contiguous(), resized), [size]) for few in some])
-    x, y = {}, {}
-    for part in ("train", "test"): x[part], y[part] = images(part, round(size*70/64)), torch.tensor(values(f"{part}_y.bin")).long() - 1
+    train, test = ((images(part, round(size*70/64)), torch.tensor(values(f"{part}_y.bin")).long() - 1) for part in ("train", "test"))
     every, classes = torch.cat([images("train"), images("unlabeled")]), files[source.class_names_file].decode().split()
-    return assembled(x["train"], y["train"], x["test"], y["test"], classes, mean, std, every)
+    return assembled(*train, *test, classes, mean, std, every)
 
 # %% ../nbs/02_data.ipynb #0ec03f22
 def listing(root):

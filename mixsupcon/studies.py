@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SCALES', 'SWITCHES', 'RELATED', 'UNTRAINED', 'RELEASED', 'ERMOLOV_BASES', 'IMIX_RELEASED', 'UNMIX_64',
-           'BARE', 'OTHERS', 'PLACE', 'Scale', 'Study', 'base_of', 'seeds_of', 'methods', 'mixings', 'equally_long',
-           'by', 'of_imix', 'of_unmix', 'of_mixsiam', 'studies', 'Planned', 'plan', 'waiting', 'wanted', 'state_of',
-           'folders_there', 'found', 'Job', 'job_name', 'asked', 'notebooks', 'jobs', 'performed']
+           'BARE', 'OTHERS', 'PLACE', 'Scale', 'Study', 'base_of', 'seeds_of', 'methods', 'with_and_without',
+           'against_bases', 'mixings', 'equally_long', 'by', 'of_imix', 'of_unmix', 'of_mixsiam', 'studies', 'Planned',
+           'plan', 'waiting', 'wanted', 'state_of', 'folders_there', 'found', 'Job', 'job_name', 'asked', 'notebooks',
+           'jobs', 'performed']
 
 # %% ../nbs/13_studies.ipynb #2088f0d4
 from dataclasses import asdict, replace
@@ -74,6 +75,14 @@ def methods(*names):
     "A row for each method, as its preset says."
     return {name: dict(method=name) for name in names}
 
+def with_and_without(way, *bases):
+    "A row for each base, and one for the same with mixing."
+    return methods(*(name for base in bases for name in (base, f"{base}_{way}")))
+
+def against_bases(way, *bases):
+    "What each mixed row is compared with: its base."
+    return {f"{base}_{way}": base for base in bases}
+
 def mixings(alphas):
     "No mixing, every mixer at every α, and the one that has no α."
     cut = "mixup", "cutmix", "resizemix", "fmix", "manifoldmix"
@@ -118,8 +127,8 @@ IMIX_RELEASED = Study(   # each as long as its authors trained it
     dict(npair_imix="npair", mocon_imix="moco", byol_imix="byol"), {data: dict(preset=f"imix_{data}", dataset=data) for data in ("cifar10", "cifar100")})
 
 UNMIX_64 = Study(   # with pooling in the stem, and on STL-10 all its images
-    "Un-Mix Table 3 at 64 pixels", methods(*(f"{base}{way}" for base in ERMOLOV_BASES for way in ("", "_unmix"))),
-    {f"{base}_unmix": base for base in ERMOLOV_BASES}, {"stl10": dict(preset="ermolov_stl"), "tiny": dict(preset="ermolov_tiny")}, shows=("knn5", "passes"))
+    "Un-Mix Table 3 at 64 pixels", with_and_without("unmix", *ERMOLOV_BASES),
+    against_bases("unmix", *ERMOLOV_BASES), {"stl10": dict(preset="ermolov_stl"), "tiny": dict(preset="ermolov_tiny")}, shows=("knn5", "passes"))
 
 # %% ../nbs/13_studies.ipynb #29e50100
 def by(scale, preset, rows):
@@ -130,36 +139,36 @@ BARE = dict(crop_min=1., flip=0., jitter=0., gray=0.)
 
 def of_imix(scale):
     "i-Mix: Tables 1 (with C.3), 3 and 4, Fig. 1, Tables C.1 and C.2."
-    s, like = SCALES[scale], lambda *names: {f"{name}_imix": name for name in names}
+    s = SCALES[scale]
     study = lambda title, rows, baseline, data=s.others, **more: Study(f"i-Mix {title}", by(scale, "imix", rows), baseline, data, s.fewer, **more)
-    bases = methods("npair", "npair_imix", "moco", "moco_imix", "mocon", "mocon_imix") | {"byol": dict(method="byol", sides="one")} | methods("byol_imix")
+    bases = with_and_without("imix", "npair", "moco", "mocon") | {"byol": dict(method="byol", sides="one")} | methods("byol_imix")
     bare, alone = (dict(preset="imix_unaugmented"), dict(inputmix="no")) if scale == "paper" else (BARE, {})
     ways = {"": dict(method="mocon"), " + i-Mix": dict(method="mocon_imix") | alone, " + i-Mix + InputMix": dict(method="mocon_imix", inputmix="yes")}
     views = {f"{of}{way}": given | how for of, given in (("views", {}), ("bare", bare)) for way, how in ways.items()}
     length = {f"{m} {arch} {e}": dict(method=m, arch=arch, epochs=e) for arch in s.archs for e in s.lengths for m in ("mocon", "mocon_imix")}
     cut = {f"{m} + {mix}": dict(method=f"{m}_imix") | how for m in ("npair", "simclr") for mix, how in (("MixUp", {}), ("CutMix", dict(mixer="cutmix")))}
     return dict(
-        imix=study("Table 1: three bases", bases, like("npair", "moco", "mocon", "byol"), shows=("knn5", "fed")),
+        imix=study("Table 1: three bases", bases, against_bases("imix", "npair", "moco", "mocon", "byol"), shows=("knn5", "fed")),
         imix_views=study("Table 3: without augmentation", views, {row: row.split(" ")[0] for row in views}, shows=("knn5",)),
-        imix_transfer=study("Table 4: transfer", methods("mocon", "mocon_imix"), like("mocon"), s.halves, measure="elsewhere", shows=("linear",)),
+        imix_transfer=study("Table 4: transfer", with_and_without("imix", "mocon"), against_bases("imix", "mocon"), s.halves, measure="elsewhere", shows=("linear",)),
         imix_length=study("Fig. 1: depth and length", length, {row: row.replace("_imix", "") for row in length}, shows=("knn5",)),
         imix_mixers=study("Table C.1: MixUp and CutMix", methods("npair", "simclr") | cut, {row: row.split(" ")[0] for row in cut}, shows=("knn5",)),
-        imix_classes=study("Table C.2: with classes", methods("sup_npair", "sup_npair_imix") | {"supclr": dict(method="supcon")} | methods("supclr_imix"),
-                           like("sup_npair", "supclr"), shows=("knn5",)))
+        imix_classes=study("Table C.2: with classes", with_and_without("imix", "sup_npair") | {"supclr": dict(method="supcon")} | methods("supclr_imix"),
+                           against_bases("imix", "sup_npair", "supclr"), shows=("knn5",)))
 
 # %% ../nbs/13_studies.ipynb #fb2578fd
 def of_unmix(scale):
     "Un-Mix: Table 3, Fig. 6, Table 1, Fig. 8, and the other paradigm."
     s = SCALES[scale]
     study = lambda title, rows, baseline, **more: Study(f"Un-Mix {title}", rows, baseline, s.others, s.fewer, **more)
-    both = lambda names, **more: {name: dict(method=name) | more for base in names for name in (base, f"{base}_unmix")}
-    rows = by(scale, "ermolov", both(ERMOLOV_BASES)) | by(scale, "moco_cifar", both(("moco", "moco_sym")))
+    moco_bases = "moco", "moco_sym"
+    rows = by(scale, "ermolov", with_and_without("unmix", *ERMOLOV_BASES)) | by(scale, "moco_cifar", with_and_without("unmix", *moco_bases))
     moco = lambda given: by(scale, "moco_cifar", {row: dict(method="moco_unmix") | how for row, how in given.items()})
     odds = {f"P {p:g}": dict(mixer_odds=f"{p} {1 - p}") if 0 < p < 1 else dict(mixer=("cutmix", "mixup")[int(p)]) for p in (.5, 0, .25, .75, 1)}
     length = {f"{m} {e}": dict(method=m, epochs=e) for e in s.budgets for m in ("swav", "swav_unmix")}
     ways = {"one mixed": {}, "both mixed": dict(mixed_views="both"), "asks the same view": dict(target_view="same"), "asks both": dict(target_view="both")}
     return dict(
-        unmix=study("Table 3: six bases", rows, {f"{row}_unmix": row for row in rows if f"{row}_unmix" in rows}, shows=("knn5", "passes")),
+        unmix=study("Table 3: six bases", rows, against_bases("unmix", *ERMOLOV_BASES, *moco_bases), shows=("knn5", "passes")),
         unmix_odds=study("Fig. 6: MixUp with probability P, else CutMix", moco(odds), "P 0.5", shows=("knn5",)),
         unmix_gamma=study("Table 1: Beta(γ, γ)", moco({f"γ {g:g}": dict(alpha=g) for g in (1., .2, .5, 2.)}), "γ 1", shows=("knn5",)),
         unmix_length=study("Fig. 8: length", by(scale, "swav_cifar", length), {row: row.replace("_unmix", "") for row in length}, shows=("knn5", "passes")),

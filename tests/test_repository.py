@@ -150,7 +150,7 @@ def test_the_readme_runs():
     assert {path.stem for path in NOTEBOOKS} <= {Path(link).stem for link in links}, "the map leaves out a notebook"
 
 
-@pytest.mark.parametrize("studies, rows", [(["switches"], 13), (["imix", "imix_mixers", "imix_views", "imix_classes", "unmix", "mixsiam"], 15)])
+@pytest.mark.parametrize("studies, rows", [(["switches"], "all"), (["imix", "imix_mixers", "imix_views", "imix_classes", "unmix", "mixsiam"], 15)])
 def test_the_readme_says_what_was_measured(studies, rows):
     "Its tables are the committed report's, cell for cell."
     cells = lambda line: [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -158,7 +158,7 @@ def test_the_readme_says_what_was_measured(studies, rows):
     lines = [line for study in studies for line in (tables/f"{study}.md").read_text().splitlines() if line.startswith("| digits")]
     measured = {cells(line)[1]: cells(line) for line in lines}
     shown = [cells(line) for line in (ROOT/"README.md").read_text().splitlines() if line.startswith("| ") and cells(line)[0] in measured and "±" in line]
-    assert len(shown) == rows, [row[0] for row in shown]
+    assert len(shown) == (len(measured) if rows == "all" else rows) > 10, [row[0] for row in shown]
     for row, linear, difference, p in shown:
         assert [linear, difference, p] == measured[row][2:5], row
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .config import stream
 from .evaluate import Trained, picture_of
-from .methods import METHODS, inputs, mixing
+from .methods import METHODS, inputs, mixing, view_mixture
 from .runs import pack, read_json, read_log, unpack, write
 from .train import batches_of, material, step_views
 
@@ -69,7 +69,8 @@ def first_step(cfg, data, n=8):
     gen, views = stream(cfg.seed, "mix", 0), step_views(cfg, x, plain, 0)[:METHODS[cfg.method].views]
     seen = inputs(cfg, views, gen)
     mixed, w = METHODS[cfg.method].mixture(seen[:2], mixing(cfg, gen), cfg)
-    rows = {"image": x/255.} | {f"view {i + 1}": view for i, view in enumerate(seen)} | {cfg.mixer: mixed}
+    last = "mixture" if METHODS[cfg.method].mixture is view_mixture and cfg.mixer == "none" else cfg.mixer   # MixSiam's has no mixer
+    rows = {"image": x/255.} | {f"view {i + 1}": view for i, view in enumerate(seen)} | {last: mixed}
     names = [(*data.classes, "no label")[i] for i in y.tolist()]
     rows = {name: (images[:n]*255).round().clamp(0, 255).byte() for name, images in rows.items()}
     return rows, [sources(row, names) for row in w[:n]]
@@ -90,7 +91,7 @@ def views_and_mixtures(cfg, data, path=None):
     "What a run saw in its first step; beside the figure, the images themselves are kept."
     rows, captions = first_step(cfg, data)
     if path: write(path.with_suffix(".safetensors"), pack(rows, dict(captions=captions)))
-    return saved(grid(rows, {cfg.mixer: captions}), path)
+    return saved(grid(rows, {list(rows)[-1]: captions}), path)
 
 def pictured(cfg, folder, data):
     "Makes what the pictures of a run are drawn from."

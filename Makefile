@@ -1,8 +1,11 @@
 # make run    train MixSupCon on bundled images and draw what it learned
-# make test   everything continuous integration does
+# make check  the everyday loop, under a minute: ruff and the fast tests
+# make test   everything continuous integration does, in ten minutes on two cores
 # make paper  every table and figure: the grid of experiments, then outputs/report (SCALE=paper for the published recipe)
 # make report the same tables and figures from the runs that are there
+# make notebooks  run the library's notebooks again and keep their outputs (NOTEBOOKS="nbs/core/01_mixers.ipynb" for some)
 # make lab    JupyterLab on the notebooks
+# make clean  remove caches and what setuptools and nbdev leave behind
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,17 +13,21 @@ SCALE ?= small
 CORES ?= all
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
-.PHONY: run test paper report lab setup
+.PHONY: run check test paper report notebooks lab clean setup
 .DELETE_ON_ERROR:
 
 run: setup
 	$(BIN)/papermill nbs/run_experiment.ipynb -p method mixsupcon
 
+check: setup
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
 test: setup
-	$(BIN)/pytest tests/test_repository.py
-	$(BIN)/ruff check --select F mixsupcon
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 0 --do_print
-	$(BIN)/pytest tests --ignore tests/test_repository.py
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_repository.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --ignore tests/test_repository.py --durations 10
 
 # a second call goes on where the first stopped; what failed is named at the end, and the report is written all the same
 paper: setup
@@ -31,8 +38,15 @@ paper: setup
 report: setup
 	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE)
 
+notebooks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/programs/notebooks.py $(NOTEBOOKS)
+
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs build *.egg-info
+	find nbs mixsupcon tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 setup: .venv/installed
 

@@ -1,0 +1,47 @@
+"The library's notebooks run, show what is stored in them, and are small."
+import json
+import re
+
+import pytest
+from notebooks import ROOT, SHOWN, execute, nbformat, texts
+
+stored = pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+
+
+def outputs(path):
+    cells = json.loads(path.read_text())["cells"]
+    return [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+@pytest.mark.slow
+@stored
+def test_running_shows_what_is_stored(path):
+    "Every cell runs, and its text is the committed one: `make notebooks` stores it anew."
+    now, then = texts(execute(path)), texts(nbformat.read(path, 4))
+    changed = [i for i in sorted({*now, *then}) if now.get(i) != then.get(i)]
+    assert not changed, "\n".join(f"cell {i}: stored {then.get(i)!r}, now {now.get(i)!r}" for i in changed)
+
+
+@stored
+def test_pictures_are_small(path):
+    "A picture has at most 40 kB, a notebook 300 kB."
+    sizes = [len(output["data"]["image/png"])*3//4 for output in outputs(path) if "image/png" in output.get("data", {})]
+    assert all(size <= 40_000 for size in sizes), sizes
+    assert path.stat().st_size <= 300_000
+
+
+@stored
+def test_outputs_hold_no_machine(path):
+    "No path, no address of an object, no timing, no warning and no error."
+    for output in outputs(path):
+        assert output["output_type"] != "error" and output.get("name") != "stderr"
+        text = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+        machine = re.search(r"/(home|root|tmp|work|Users)/|\bat 0x[0-9a-f]{6}|\b\d+(\.\d+)? ?(ms|µs)\b|Warning:", text)
+        assert not machine, text[max(0, machine.start() - 100):machine.end() + 100]
+
+
+def test_every_library_notebook_shows_something():
+    "A reader on GitHub sees results, not only code."
+    bare = [path.name for path in SHOWN if not outputs(path)]
+    assert not bare, bare
+    assert len(SHOWN) > 20 and ROOT/"nbs"/"index.ipynb" in SHOWN

@@ -6,9 +6,10 @@
 __all__ = ['Share', 'Positive', 'YesNo', 'USER_MODULES', 'torch', 'Lazy', 'Refusal', 'ConfigError', 'require', 'refused',
            'choose', 'Within', 'InTable', 'real', 'whole', 'Words', 'as_number', 'as_word', 'allowed', 'split_numbers',
            'shares', 'positive_numbers', 'require_multiple', 'typed', 'options', 'about', 'Config', 'values', 'idle',
-           'refuse', 'with_choices', 'assembled', 'refuse_idle', 'amended', 'syntax', 'pieces', 'is_ours', 'used_by',
-           'trace_code', 'code_of', 'gathered', 'revisions', 'identity', 'record', 'restored', 'assigned_names',
-           'parameters', 'stream', 'seeded', 'project']
+           'refuse', 'with_choices', 'assembled', 'refuse_idle', 'amended', 'without_docstrings', 'definitions',
+           'parsed', 'module_definitions', 'syntax', 'pieces', 'is_ours', 'used_by', 'trace_code', 'code_of',
+           'gathered', 'revisions', 'identity', 'record', 'restored', 'assigned_names', 'parameters', 'stream',
+           'seeded', 'project']
 
 # %% ../../nbs/core/00_options.ipynb #916bd48c
 import ast, difflib, hashlib, importlib, inspect, json, math, re, textwrap, types, unicodedata
@@ -253,20 +254,45 @@ def amended(cfg: Config, **given) -> Config:
     owners = [owner for owner in owners if owner not in chosen]
     return assembled(cfg.method, cfg.preset, owners, values(cfg), given, [])
 
-# %% ../../nbs/core/00_options.ipynb #255b1ccb
-def syntax(obj: Any) -> ast.AST:
-    "The syntax tree of a function or class, without its docstrings."
-    tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))
+# %% ../../nbs/core/00_options.ipynb #cd60e721
+def without_docstrings(tree: ast.AST) -> ast.AST:
+    "A syntax tree, in place, without the docstrings of its functions and classes."
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        documented = isinstance(body, list) and body and isinstance(body[0], ast.Expr)
-        if documented and isinstance(getattr(body[0], "value", None), ast.Constant):
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             node.body = body[1:] or [ast.Pass()]
     return tree
 
+def definitions(tree: ast.AST, prefix: str = "") -> dict:
+    "The functions and classes in a syntax tree, by their qualified names."
+    nodes = {}
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            inner = f"{prefix}{node.name}." + ("<locals>." if isinstance(node, ast.FunctionDef) else "")
+            nodes |= {prefix + node.name: node} | definitions(node, inner)
+    return nodes
+
+@cache
+def parsed(source: str) -> dict:
+    "The functions and classes in a module's source."
+    return definitions(without_docstrings(ast.parse(source)))
+
+def module_definitions(module: str) -> dict:
+    "The functions and classes of an imported module that has a file."
+    try:
+        return parsed(inspect.getsource(importlib.import_module(module)))
+    except (OSError, TypeError):
+        return {}
+
+def syntax(obj: Any) -> ast.AST:
+    "The syntax tree of a function or class, without docstrings."
+    node = module_definitions(obj.__module__).get(obj.__qualname__) if obj.__module__ != "__main__" else None
+    return node or without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(obj))))
+
 def pieces(obj: Any) -> list:
     "What the source of an object is read from: a function itself, or the methods of a class that has no file."
-    if not isinstance(obj, type):
+    if not isinstance(obj, type) or obj.__qualname__ in module_definitions(obj.__module__):
         return [obj]
     try:
         inspect.getsource(obj)

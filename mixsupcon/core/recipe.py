@@ -194,17 +194,18 @@ def learning_rate(cfg: Config, epoch: int, step: int, steps: int) -> float:
     top = schedule.top(cfg, warmup/steps)
     return cfg.warmup_lr + climb(t, warmup, cfg.warmup_ends)*(top - cfg.warmup_lr)
 
-# %% ../../nbs/core/05_recipe.ipynb #ae682126
+# %% ../../nbs/core/05_recipe.ipynb #925a0820
 def require_some_rate(cfg: Config) -> None:
     "Refuse a run that would be trained at a learning rate of almost 0 throughout."
-    warmup = cfg.warmup_epochs
-    rates = [cfg.lr] if cfg.warmup_steps or not cfg.epochs else []   # steps of warm-up climb towards lr
+    if not cfg.epochs:
+        return
+    warmup, rates = cfg.warmup_epochs, [cfg.lr]*bool(cfg.warmup_steps)   # which climb to lr
     if warmup:
         rates += [cfg.warmup_lr, schedule_of(cfg).top(cfg, warmup)]
     if warmup < cfg.epochs and not cfg.warmup_steps:
         rates.append(learning_rate(cfg, warmup + 1, 0, 1))   # the curves fall
     sentence = f"with epochs={cfg.epochs} no learning rate is above {max(rates):g}, so nothing would be learnt"
-    require(not cfg.epochs or max(rates) > 1e-6*cfg.lr, f"{sentence}: pass a higher lr, more epochs or a shorter warm-up")
+    require(max(rates) > 1e-6*cfg.lr, f"{sentence}: pass a higher lr, more epochs or a shorter warm-up")
 
 # %% ../../nbs/core/05_recipe.ipynb #fb430555
 Rate, Epochs, Batch, Area = real(0, 1e4), whole(1, 10**6), whole(2, 10**6), real(1e-3, 1)

@@ -38,7 +38,7 @@ def unique_names(keys: "list[tuple]") -> list[str]:
         names.append(name)
     return names
 
-# %% ../../nbs/report/04_page.ipynb #a254441c
+# %% ../../nbs/report/04_page.ipynb #9371ee53
 class Drawing(NamedTuple):
     "A figure of a study, or the reason why there is none."
     study: str
@@ -46,6 +46,7 @@ class Drawing(NamedTuple):
     figure: Any
     problem: "str | None"
 
+# %% ../../nbs/report/04_page.ipynb #ad1e1989
 def wanted_figures(results: Results) -> list[tuple]:
     "Every figure that the studies ask for and have runs for: study, figure, data or nothing."
     from mixsupcon.report.plots import EACH_DATA
@@ -98,11 +99,12 @@ def recipe_lines(cfg: Any) -> list[str]:
     lines += [f"Changed: {', '.join(changed)}."]*bool(changed)
     return lines + [f"Settings: {', '.join(settings)}."]
 
-# %% ../../nbs/report/04_page.ipynb #cb9e5abb
+# %% ../../nbs/report/04_page.ipynb #46da1b39
 def run_line(run: dict, measure: str, out: "Path") -> dict:
     "One run for the template: seed, number, folder, and in which code it differs from most."
-    href = os.path.relpath(run["folder"]/"config.json", out)
-    return dict(seed=run["seed"], number=f"{run[measure]:.4f}", name=run["folder"].name, href=href, other=", ".join(run["other"]))
+    folder, number = run["folder"], f"{run[measure]:.4f}"
+    href = os.path.relpath(folder/"config.json", out)
+    return dict(seed=run["seed"], number=number, name=folder.name, href=href, other=", ".join(run["other"]))
 
 def run_details(part: "pd.DataFrame", measure: str, out: "Path") -> dict:
     "The runs behind a row: where they lie, and all that they depend on."
@@ -213,7 +215,7 @@ def part_content(name: str, results: Results, drawings: dict, anchors: dict, out
     return dict(id=slug("study", name), title=title, sentence=sentence, words=words, links=links,
                 figures=figure_content(drawings, name, out))
 
-# %% ../../nbs/report/04_page.ipynb #50a74673
+# %% ../../nbs/report/04_page.ipynb #d6055716
 def published_content(table: "pd.DataFrame") -> dict:
     "A paper's published numbers for the template."
     known, beside = table[table.published != "–"], table[table.measured != ""]
@@ -222,6 +224,7 @@ def published_content(table: "pd.DataFrame") -> dict:
         "A measured number stands beside one only where recipe and protocol are the same."
     return dict(published=known, remark=remark, summary=f"{len(known)} numbers, and ours beside {len(beside)}")
 
+# %% ../../nbs/report/04_page.ipynb #43bbb49e
 def chapter_content(results: Results, drawings: dict, anchors: dict, out: "Path", papers: dict) -> list[dict]:
     "The chapters of the page: papers with their studies and published numbers, then the tables of all."
     content, published = [], published_table(results.numbers, papers)
@@ -234,7 +237,7 @@ def chapter_content(results: Results, drawings: dict, anchors: dict, out: "Path"
     shared = [part_content(name, results, {}, anchors, out) for name in results.words if name not in results.studies]
     return content + [dict(id="all", title="All studies", cite="", parts=shared)]
 
-# %% ../../nbs/report/04_page.ipynb #b9354b5f
+# %% ../../nbs/report/04_page.ipynb #ed7788e5
 def about_words(results: Results) -> str:
     "What a reader of the page must know, in a paragraph."
     scale = SCALES[results.scale]
@@ -245,6 +248,7 @@ def about_words(results: Results) -> str:
         "set, for comparison with papers that do so. Intervals are bootstraps over seeds, a little short with few of "
         "them; claims rest on the p values. A cell leads to its runs.")
 
+# %% ../../nbs/report/04_page.ipynb #badc7c41
 def rows_content(results: Results, out: "Path") -> list[dict]:
     "The runs behind every row of every study for the template."
     anchors, rows = row_anchors(results.numbers), []

@@ -43,7 +43,7 @@ def line_style(i: int) -> dict:
     again = i//len(COLOURS) % 3
     return dict(color=COLOURS[i % len(COLOURS)], marker="osD"[again], linestyle=("-", "--", ":")[again])
 
-# %% ../../nbs/report/03_plots.ipynb #0c5258cb
+# %% ../../nbs/report/03_plots.ipynb #d5e0c0d9
 @plt.rc_context(STYLE)
 def figure_bytes(fig: plt.Figure, kind: str) -> bytes:
     "The figure as a `png` or a `pdf`, the same bytes for the same figure."
@@ -52,6 +52,7 @@ def figure_bytes(fig: plt.Figure, kind: str) -> bytes:
     fig.savefig(file, format=kind, dpi=200, bbox_inches="tight", metadata=choose(undated, kind, "kind of figure"))
     return file.getvalue()
 
+# %% ../../nbs/report/03_plots.ipynb #4468c579
 def save_figure(fig: plt.Figure, path: "Path | None" = None) -> plt.Figure:
     "The figure, closed, so that a notebook shows it once, where it is returned; written at `path` as a PNG."
     plt.close(fig)
@@ -59,6 +60,7 @@ def save_figure(fig: plt.Figure, path: "Path | None" = None) -> plt.Figure:
         write(path, figure_bytes(fig, "png"))
     return fig
 
+# %% ../../nbs/report/03_plots.ipynb #075bec55
 @plt.rc_context(STYLE)
 def draw_nothing() -> plt.Figure:
     "A figure that says why it is none."
@@ -67,7 +69,7 @@ def draw_nothing() -> plt.Figure:
     axes[0, 0].text(0, .5, "nothing to compare yet: too few runs are complete")
     return save_figure(fig)
 
-# %% ../../nbs/report/03_plots.ipynb #641b7d33
+# %% ../../nbs/report/03_plots.ipynb #209baf1b
 @plt.rc_context(STYLE)
 def draw_images(rows: dict, captions: dict) -> plt.Figure:
     "Rows of uint8 images (N, C, H, W) by name; beneath a row its captions, where it has some."
@@ -84,6 +86,7 @@ def draw_images(rows: dict, captions: dict) -> plt.Figure:
         line[0].set_ylabel(name)
     return save_figure(fig)
 
+# %% ../../nbs/report/03_plots.ipynb #f38304cb
 def draw_views(cfg: Any, data: Any, path: "Path | None" = None, n: int = 8) -> plt.Figure:
     "What a run sees in its first step; the images themselves are written beside the figure."
     from mixsupcon.lab.train import first_step
@@ -92,13 +95,14 @@ def draw_views(cfg: Any, data: Any, path: "Path | None" = None, n: int = 8) -> p
         write(path.with_suffix(".safetensors"), pack(rows, dict(captions=captions, rows=list(rows))))
     return save_figure(draw_images(rows, {list(rows)[-1]: captions}), path)
 
-# %% ../../nbs/report/03_plots.ipynb #daad71e7
+# %% ../../nbs/report/03_plots.ipynb #15415e78
 def draw_curve(ax: plt.Axes, values: list, title: str, x: str, colour: str) -> None:
     "Draw one quantity by epoch, counted from 1."
     ax.plot(range(1, len(values) + 1), values, color=colour)
     ax.set(xlabel=x, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
+# %% ../../nbs/report/03_plots.ipynb #223cb179
 @plt.rc_context(STYLE)
 def draw_curves(folder: "Path", path: "Path | None" = None) -> plt.Figure:
     "Training loss and learning rate by epoch, and the probe's accuracy if the run has one."
@@ -125,7 +129,7 @@ def draw_probes(results: dict, path: "Path | None" = None) -> plt.Figure:
     axes[0, 0].legend()
     return save_figure(fig, path)
 
-# %% ../../nbs/report/03_plots.ipynb #46ba707e
+# %% ../../nbs/report/03_plots.ipynb #4193e93c
 def draw_matrix(ax: plt.Axes, matrix: "np.ndarray", words: Any, classes: list, **given: Any) -> None:
     "Draw a confusion matrix; class names and numbers only where they fit."
     import seaborn as sns
@@ -134,6 +138,7 @@ def draw_matrix(ax: plt.Axes, matrix: "np.ndarray", words: Any, classes: list, *
                 xticklabels=few and classes, yticklabels=few and classes, **given)
     ax.set(xlabel="predicted")
 
+# %% ../../nbs/report/03_plots.ipynb #e11d6bfc
 @plt.rc_context(STYLE)
 def draw_confusion(result: dict, path: "Path | None" = None) -> plt.Figure:
     "The confusion matrix of a linear result, in images."
@@ -146,12 +151,13 @@ def draw_confusion(result: dict, path: "Path | None" = None) -> plt.Figure:
     axes[0, 0].set(ylabel="true", title=f"linear probe, {share:.1%} of {matrix.sum():,} test images")
     return save_figure(fig, path)
 
-# %% ../../nbs/report/03_plots.ipynb #f7ad31a2
+# %% ../../nbs/report/03_plots.ipynb #789b86d5
 def feature_phrase(result: dict) -> str:
     "The numbers that a t-SNE picture stands for, as a phrase."
     near = "" if result["knn20"] is None else f"\nknn20 {result['knn20']:.1%}"
     return f"silhouette {result['silhouette']:.2f}, gap {100*result['gap']:.1f}{near}"
 
+# %% ../../nbs/report/03_plots.ipynb #9e5f3450
 def draw_classes(ax: plt.Axes, xy: "np.ndarray", y: "np.ndarray", classes: list) -> None:
     "Draw the points of each class, and its name where names fit."
     size = max(1, min(12, 4000/len(xy)))
@@ -163,6 +169,7 @@ def draw_classes(ax: plt.Axes, xy: "np.ndarray", y: "np.ndarray", classes: list)
             ax.annotate(name, np.median(points, 0), ha="center", va="center", fontsize=8, weight="bold", bbox=box,
                         parse_math=False)
 
+# %% ../../nbs/report/03_plots.ipynb #51018a77
 @plt.rc_context(STYLE)
 def draw_tsne(results: dict, path: "Path | None" = None) -> plt.Figure:
     "t-SNE panels of `{name: result}`, with the numbers that the pictures stand for."
@@ -175,7 +182,7 @@ def draw_tsne(results: dict, path: "Path | None" = None) -> plt.Figure:
         ax.set_title(f"{name}\n{feature_phrase(result)}", parse_math=False)
     return save_figure(fig, path)
 
-# %% ../../nbs/report/03_plots.ipynb #de229649
+# %% ../../nbs/report/03_plots.ipynb #fbe69407
 def row_names(table: "pd.DataFrame") -> list[str]:
     "The names of a table's rows, with the data where there are several."
     several = table["data"].nunique() > 1
@@ -190,6 +197,7 @@ def draw_difference(ax: plt.Axes, y: int, row: dict) -> None:
     ax.plot([row["low"], row["high"]], [y, y], color=style["color"], linewidth=1.5)
     ax.plot(row["difference"], y, markersize=5, **style)
 
+# %% ../../nbs/report/03_plots.ipynb #b8d79f01
 @plt.rc_context(STYLE)
 def draw_differences(study: Any, table: "pd.DataFrame", runs: Any = None, baseline: str = "") -> plt.Figure:
     "Each row's difference from the baseline with its interval."
@@ -283,7 +291,7 @@ CURVES = dict(
     loss=(loss_curve, "epoch", "training loss (first epoch: 1)"),
     probe=(probe_curve, "probe epoch", "test accuracy (%)"))
 
-# %% ../../nbs/report/03_plots.ipynb #6b4d5f72
+# %% ../../nbs/report/03_plots.ipynb #efb206c4
 def draw_band(ax: plt.Axes, curves: list, name: str, style: dict) -> None:
     "Draw the mean of curves of equal length, and a band of one standard deviation."
     y = np.array(curves)
@@ -293,6 +301,7 @@ def draw_band(ax: plt.Axes, curves: list, name: str, style: dict) -> None:
         std = y.std(0, ddof=1)
         ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=.18, linewidth=0)
 
+# %% ../../nbs/report/03_plots.ipynb #10d1e608
 @plt.rc_context(STYLE)
 def draw_learning(study: Any, table: Any, runs: "pd.DataFrame", curve: str = "loss") -> plt.Figure:
     "Training loss or probe accuracy by epoch, of every row."
@@ -373,7 +382,7 @@ def draw_mixtures(study: Any, table: Any, runs: "pd.DataFrame", rows: "dict | No
         images[name], captions[name] = seen[last][:n], words[:n]
     return draw_images(images, captions) if images else draw_nothing()
 
-# %% ../../nbs/report/03_plots.ipynb #f606b0d1
+# %% ../../nbs/report/03_plots.ipynb #0966ff1b
 FIGURES = {
     "differences": draw_differences,
     "heat map": draw_heat_map,
@@ -385,6 +394,7 @@ FIGURES = {
     "mixtures": draw_mixtures}
 EACH_DATA = "scatter", "learning", "confusion", "t-SNE"   # kinds that are drawn once for each data set
 
+# %% ../../nbs/report/03_plots.ipynb #f3566c36
 def draw_figure(figure: Any, study: Any, table: "pd.DataFrame", runs: "pd.DataFrame") -> plt.Figure:
     "The figure that a study asks for."
     draw = choose(FIGURES, figure.kind, "kind of figure")

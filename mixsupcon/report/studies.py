@@ -38,7 +38,7 @@ def base_of(study: Any, row: str) -> str:
     "The row that a row is compared with; itself, if with none."
     return study.baseline if isinstance(study.baseline, str) else study.baseline.get(row, row)
 
-# %% ../../nbs/report/01_studies.ipynb #d3783b38
+# %% ../../nbs/report/01_studies.ipynb #e7a5bb5c
 class Planned(NamedTuple):
     "A run that a study needs."
     study: str
@@ -48,6 +48,7 @@ class Planned(NamedTuple):
     settings: dict
     cfg: Any
 
+# %% ../../nbs/report/01_studies.ipynb #073e5c40
 def planned_runs(scale: str, name: str, study: Any, data: str, row: str) -> list[Planned]:
     "The runs of one row of a study on one of its data sets, a seed each."
     settings = study.data[data] | dict(device=SCALES[scale].device) | study.rows[row]
@@ -108,7 +109,7 @@ def best_of(folders: list) -> tuple:
     best = min(folders, key=lambda folder: (states[folder] != "complete", not code_of_run(folder), folder.name))
     return best, states[best]
 
-# %% ../../nbs/report/01_studies.ipynb #d2230a34
+# %% ../../nbs/report/01_studies.ipynb #d4f02575
 def example_results(cfg: Any, accuracy: float) -> dict:
     "Made-up results of a linear probe and of nearest neighbours around `accuracy`."
     row = dict(protocol=cfg.probe, metric="accuracy", value=accuracy, n=360, selection="last")
@@ -120,6 +121,7 @@ def example_results(cfg: Any, accuracy: float) -> dict:
     confusion = [[right, 100 - right], [100 - right, right]]
     return dict(linear=dict(rows=rows, curve=curve, confusion=confusion, classes=["cat", "dog"]), knn=dict(rows=near))
 
+# %% ../../nbs/report/01_studies.ipynb #81ccd3a7
 def write_example_run(root: "Path", cfg: Any, accuracy: float, finish: bool = True, code: dict = None) -> "Path":
     "A run folder with made-up numbers around `accuracy`, for demonstrations and tests."
     from mixsupcon.lab.data import digest, write
@@ -193,7 +195,7 @@ def code_sentence(part: "pd.DataFrame") -> str:
         sentences.append(f"{runs} made by another version of {names}.")
     return " ".join(sentences)
 
-# %% ../../nbs/report/01_studies.ipynb #0bf14e53
+# %% ../../nbs/report/01_studies.ipynb #d9055b0d
 class Job(NamedTuple):
     "A notebook to run: its parameters, and whether all of its runs are complete."
     parameters: dict
@@ -205,10 +207,7 @@ def job_name(parameters: dict) -> str:
              if k not in ("device", "repeats")]
     return "-".join(words).replace(" ", "+").replace("/", "+")
 
-assert job_name(dict(preset="digits50", alpha=.2, milestones=".7 .8", device="cpu", seed=0)) == \
-    "preset=digits50-alpha=0.2-milestones=.7+.8-seed=0"
-
-# %% ../../nbs/report/01_studies.ipynb #cf423639
+# %% ../../nbs/report/01_studies.ipynb #c7b07ddf
 def with_first(scale: str, table: "pd.DataFrame") -> "pd.DataFrame":
     "The table of planned runs with the first seed of the notebook that makes each, and that seed's run."
     first = table.seed - table.seed % SCALES[scale].together
@@ -216,6 +215,7 @@ def with_first(scale: str, table: "pd.DataFrame") -> "pd.DataFrame":
     rows = zip(table.study, table["data"], table.row, first)
     return table.assign(first=first, notebook=[keys[row] for row in rows])
 
+# %% ../../nbs/report/01_studies.ipynb #172dd73e
 def jobs(scale: str, root: "Path | None" = None, papers: "dict | None" = None) -> dict[str, Job]:
     "The jobs of a scale by name."
     table = with_first(scale, find_runs(plan(scale, papers=papers), root)[0])
@@ -244,7 +244,7 @@ def completeness(table: "pd.DataFrame") -> str:
     "How many of the planned runs are complete, in words."
     return f"{len(counted(table))} of {len(table)} planned runs are complete"
 
-# %% ../../nbs/report/01_studies.ipynb #96950215
+# %% ../../nbs/report/01_studies.ipynb #80d3a941
 def latest_runs(dataset: str, root: "Path | None" = None) -> "dict[str, Path]":
     "The latest trained run of each method on a data set, in the methods' order; unreadable folders are left out."
     (folders, odd), latest = survey(root, "training.json"), {}
@@ -256,6 +256,7 @@ def latest_runs(dataset: str, root: "Path | None" = None) -> "dict[str, Path]":
             latest.setdefault(cfg.method, folder)
     return {method: latest[method] for method in METHODS if method in latest}
 
+# %% ../../nbs/report/01_studies.ipynb #97f899e0
 def runs_to_compare(dataset: str, names: str = "", root: "Path | None" = None) -> "dict[str, Path]":
     "The named runs, or the latest of each method on the data set."
     from mixsupcon.lab.data import DATASETS

@@ -24,7 +24,7 @@ from .studies import attempt, base_of, code_sentence, counted, find_runs, plan, 
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
-# %% ../../nbs/report/02_tables.ipynb #c738ffcf
+# %% ../../nbs/report/02_tables.ipynb #7e8aeb73
 def run_rows(folder: "Path") -> list[dict]:
     "A row per number of a complete run."
     cfg, metrics = read_config(folder), read_json(folder/"metrics.json")
@@ -38,13 +38,14 @@ def run_table(folders: "list[Path]") -> "pd.DataFrame":
     "A row per number of the runs, with what it depends on."
     return pd.DataFrame([row for folder in folders for row in run_rows(folder)])
 
+# %% ../../nbs/report/02_tables.ipynb #6fa7a619
 def over_seeds(folders: "list[Path]") -> "pd.DataFrame":
     "A row per number of runs that differ in their seed: mean and standard deviation."
     by = ["method", "dataset", "arch", "protocol", "metric", "selection"]
     numbers = run_table(folders).groupby(by, sort=False).value
     return numbers.agg(mean="mean", std="std", seeds="count").reset_index()
 
-# %% ../../nbs/report/02_tables.ipynb #d94ac39d
+# %% ../../nbs/report/02_tables.ipynb #784222f7
 def probe_row(path: "Path") -> dict:
     "One linear probe: whose it is, its settings, its last and its best accuracy."
     result = read_json(path)
@@ -57,6 +58,7 @@ def probe_row(path: "Path") -> dict:
         row["best_test_rate"] = max(value for _, value in result["choice"])
     return row
 
+# %% ../../nbs/report/02_tables.ipynb #f731d76c
 def probe_table(folder: "Path") -> "pd.DataFrame":
     "A row per linear probe of a run, with the settings in which they differ."
     table = pd.DataFrame([probe_row(path) for path in sorted(folder.glob("linear*.json"))])
@@ -86,7 +88,7 @@ NUMBERS = {   # column → protocol, metric, selection
     "fed": ("features", "fed", "last")}
 COSTS = dict(seconds="seconds", images="images_seen", passes="passes")
 
-# %% ../../nbs/report/02_tables.ipynb #fc23513d
+# %% ../../nbs/report/02_tables.ipynb #813d2a81
 def protocol_roles(folder: "Path") -> dict:
     "The roles of a run's own protocols: `probe`, and `elsewhere` on the data it is transferred to."
     cfg, saved = read_config(folder), read_json(folder/"config.json")["config"]
@@ -95,6 +97,7 @@ def protocol_roles(folder: "Path") -> dict:
         roles |= {probe: "probe"} | {f"{probe} on {data}": "elsewhere" for data in cfg.transfer.split()}
     return roles
 
+# %% ../../nbs/report/02_tables.ipynb #1e293f76
 def numbers_of(folder: "Path") -> dict:
     "A run's numbers by column."
     metrics, roles = read_json(folder/"metrics.json"), protocol_roles(folder)
@@ -103,6 +106,7 @@ def numbers_of(folder: "Path") -> dict:
     numbers = {name: by_kind.get(kind, np.nan) for name, kind in NUMBERS.items()}
     return numbers | {name: float(metrics[key]) for name, key in COSTS.items()}
 
+# %% ../../nbs/report/02_tables.ipynb #e34fbef5
 def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     "The table of planned runs with the numbers of those that are complete; unreadable numbers make a run altered."
     rows = {}
@@ -114,7 +118,7 @@ def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     numbers = pd.DataFrame([rows.get(i) or {} for i in table.index], index=table.index, columns=columns)
     return pd.concat([table, numbers.astype(float)], axis=1)
 
-# %% ../../nbs/report/02_tables.ipynb #27418191
+# %% ../../nbs/report/02_tables.ipynb #db0fb214
 COLUMNS = {   # measure → title, factor, digits
     "linear": ("linear (last)", 100, 1),
     "best test": ("linear (best test)", 100, 1),
@@ -129,12 +133,13 @@ COLUMNS = {   # measure → title, factor, digits
     "own head": ("own classifier", 100, 1),
     "passes": ("forwards (thousands)", 1e-3, 0)}
 
+# %% ../../nbs/report/02_tables.ipynb #9c86a67a
 def paired_differences(part: "pd.DataFrame", base: "pd.DataFrame", measure: str = "linear") -> "np.ndarray":
     "The differences in per cent of a row's runs from the baseline's of the same seed."
     both = part.set_index("seed")[measure].to_frame("a").join(base.set_index("seed")[measure].rename("b")).dropna()
     return 100*(both.a - both.b).to_numpy()
 
-# %% ../../nbs/report/02_tables.ipynb #64b5d650
+# %% ../../nbs/report/02_tables.ipynb #d2374c00
 def compare_row(part: "pd.DataFrame", base: "pd.DataFrame | None", study: Any) -> dict:
     "One row of a study in numbers: means, and the difference from its baseline."
     d = np.array([]) if base is None else paired_differences(part, base, study.measure)
@@ -145,6 +150,7 @@ def compare_row(part: "pd.DataFrame", base: "pd.DataFrame | None", study: Any) -
     low, high = bootstrap_interval(d)
     return row | dict(pairs=len(d), difference=d.mean() if len(d) else np.nan, low=low, high=high, p=paired_p(d))
 
+# %% ../../nbs/report/02_tables.ipynb #5cd378f3
 def study_table(numbers: "pd.DataFrame", study: Any) -> "pd.DataFrame":
     "A row per data and row of a study, in numbers."
     parts = {key: part for key, part in numbers.groupby(["data", "row"], sort=False)}
@@ -172,7 +178,7 @@ def p_word(p: float) -> str:
         return "–"
     return "< .001" if p < .001 else f"{p:.3f}".lstrip("0")
 
-# %% ../../nbs/report/02_tables.ipynb #fd4279d2
+# %% ../../nbs/report/02_tables.ipynb #6e8567cf
 def baseline_words(study: Any, plural: bool = False) -> str:
     "What rows are compared with, in words."
     if isinstance(study.baseline, str):
@@ -185,6 +191,7 @@ def difference_word(row: dict) -> str:
         return "–"
     return f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]"
 
+# %% ../../nbs/report/02_tables.ipynb #45669aa5
 def words_of_row(row: dict, study: Any) -> dict:
     "One row of a study's table as a reader wants it."
     means = {COLUMNS[name][0]: spread(row[f"{name} mean"], row[f"{name} std"], COLUMNS[name][2])
@@ -197,6 +204,7 @@ def words_of_row(row: dict, study: Any) -> dict:
     words["seeds"] = str(row["runs"]) if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']}"
     return words
 
+# %% ../../nbs/report/02_tables.ipynb #716eeb0b
 def study_words(table: "pd.DataFrame", study: Any) -> "pd.DataFrame":
     "A study's table as a reader wants it."
     return pd.DataFrame([words_of_row(row, study) for row in table.to_dict("records")])
@@ -210,7 +218,7 @@ def study_conclusion(table: "pd.DataFrame", study: Any) -> str:
     seeds = int(tested.pairs.min()) if len(tested) else 0
     return conclusion(names, baseline_words(study, plural=True), tested.difference, tested.holm, seeds)
 
-# %% ../../nbs/report/02_tables.ipynb #5b533490
+# %% ../../nbs/report/02_tables.ipynb #52cab6a9
 FEATURES = "silhouette", "knn5", "knn20", "train", "linear", "gap", "fed", "own head"
 COST = {
     "seconds": ("seconds of training", 1, 1),
@@ -224,6 +232,7 @@ def mean_table(numbers: "pd.DataFrame", columns: dict) -> "pd.DataFrame":
     table = table*np.repeat([factor for _, factor, _ in columns.values()], 2)
     return table.set_axis([f"{name} {what}" for name, what in table.columns], axis=1).reset_index()
 
+# %% ../../nbs/report/02_tables.ipynb #4ac7c45b
 def mean_words(table: "pd.DataFrame", columns: dict) -> "pd.DataFrame":
     "Such a table as a reader wants it."
     words = table[["study", "data", "row"]].copy()
@@ -260,7 +269,7 @@ def recipe_key(cfg: Any) -> tuple:
     skipped = {*gathered(cfg, "free"), *gathered(cfg, "aside"), *idle(cfg)}
     return (cfg.method, *sorted((name, value) for name, value in values(cfg).items() if name not in skipped))
 
-# %% ../../nbs/report/02_tables.ipynb #c44bdd34
+# %% ../../nbs/report/02_tables.ipynb #9476bc69
 def settings_of(row: Any, beside: Any) -> "dict | None":
     "Our settings for a published row, where all of its names are known."
     method, data = beside.methods.get((row.method, row.mixer)), beside.datasets.get(row.dataset)
@@ -268,6 +277,7 @@ def settings_of(row: Any, beside: Any) -> "dict | None":
         return None
     return data | method | dict(epochs=int(row.epochs))
 
+# %% ../../nbs/report/02_tables.ipynb #a34aa0b5
 def comparable(row: Any, besides: tuple) -> tuple:
     "How a published number can be compared with ours, and with which settings; or the reason why not."
     if np.isnan(row.value):
@@ -281,7 +291,7 @@ def comparable(row: Any, besides: tuple) -> tuple:
             return (beside, settings) if beside.measure else (None, beside.note)
     return None, "no study here has this method with their recipe"
 
-# %% ../../nbs/report/02_tables.ipynb #109b6025
+# %% ../../nbs/report/02_tables.ipynb #02d079e0
 FAITHFUL = "paper", "released"   # recipes whose runs may stand beside published numbers
 
 def measured_beside(row: Any, besides: tuple, by_recipe: dict) -> tuple[str, str]:
@@ -298,6 +308,7 @@ def measured_beside(row: Any, besides: tuple, by_recipe: dict) -> tuple[str, str
         return "", "no run of that recipe: " + " ".join(map(str, settings.values()))
     return spread(100*ours.mean(), 100*ours.std()), beside.note
 
+# %% ../../nbs/report/02_tables.ipynb #c1e14910
 def runs_by_recipe(numbers: "pd.DataFrame") -> dict:
     "The numbers of the runs that count, by recipe."
     by_recipe = {}
@@ -319,7 +330,7 @@ def published_table(numbers: "pd.DataFrame", papers: "dict | None" = None) -> "p
     columns = ["paper", *names, "measured", "why"]
     return pd.DataFrame(rows, columns=columns).astype(object).where(lambda table: table.notna(), "–")
 
-# %% ../../nbs/report/02_tables.ipynb #70ad73e5
+# %% ../../nbs/report/02_tables.ipynb #fdaad4ee
 class Results(NamedTuple):
     "What the run folders of a scale show."
     scale: str
@@ -329,12 +340,14 @@ class Results(NamedTuple):
     tables: dict              # name → numbers
     words: dict               # name → (title, frame for readers, sentence)
 
+# %% ../../nbs/report/02_tables.ipynb #ad64af92
 def study_results(numbers: "pd.DataFrame", study: Any) -> tuple:
     "The table of a study, and its title, words and sentences."
     table = study_table(numbers, study)
     sentences = study_conclusion(table, study), code_sentence(numbers)
     return table, (study.title, study_words(table, study), " ".join(filter(None, sentences)))
 
+# %% ../../nbs/report/02_tables.ipynb #8b8c2797
 def summary_results(numbers: "pd.DataFrame", studies: dict) -> dict:
     "The tables of features and cost that all studies share: name → (title, columns, table, sentence)."
     gap = "Gap: accuracy on training images less that on test images. FED: distance between the features of both, " \

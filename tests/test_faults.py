@@ -518,11 +518,12 @@ def test_a_config_of_another_recipe_under_the_same_name_is_refused(run):
 # Odd folders
 
 
-ODD = {"a list": "[]", "nothing": "null", "a number": "3", "deep": "["*100_000, "cut": '{"config": {', "empty": "",
-       "no config": "{}", "config is a list": '{"config": []}', "stranger": '{"config": {"method": "simclr"}}',
-       "unknown method": '{"version": 3, "config": {"method": "amix9"}}',
-       "NUL": "\0\0", "NaN": '{"config": NaN}',
-       "nested values": '{"config": {"method": {"a": []}}}', "old and cut": '{"config": {"method": "supcon", "pot": 1}}'}
+ODD = {
+    "a list": "[]", "nothing": "null", "a number": "3", "deep": "["*100_000, "cut": '{"config": {', "empty": "",
+    "no config": "{}", "config is a list": '{"config": []}', "stranger": '{"config": {"method": "simclr"}}',
+    "unknown method": '{"version": 3, "config": {"method": "amix9"}}', "NUL": "\0\0", "NaN": '{"config": NaN}',
+    "nested values": '{"config": {"method": {"a": []}}}',
+    "old and cut": '{"config": {"method": "supcon", "pot": 1}}'}
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())

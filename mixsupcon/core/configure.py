@@ -19,7 +19,7 @@ from .options import (
     Config, ConfigError, about, allowed, assembled, choose, gathered, idle, options, record, require, restored, values, with_choices)
 from .recipe import PROBES
 
-# %% ../../nbs/core/10_configure.ipynb #83eca8ac
+# %% ../../nbs/core/10_configure.ipynb #e5ab43e6
 @dataclass(frozen=True)
 class Recipe:
     "A paper's recipe: its source, what it says of every method, and of some."
@@ -29,6 +29,7 @@ class Recipe:
     rows: dict = field(default_factory=dict)    # a base, a strategy's key or a method → options
     also: dict = field(default_factory=dict)    # option → further values that the same table covers
     short_runs: dict = field(default_factory=dict)   # up_to: epochs; and the options of runs as short as that
+    large_batch: dict = field(default_factory=dict)  # above: images; and the options of runs with larger batches
 
     def rows_for(self, method: str) -> list:
         "The rows that speak of a method besides `every`, the most general first."
@@ -104,7 +105,7 @@ def recipes() -> dict:
     "All recipes: name → Recipe."
     return {name: recipe for paper in papers().values() for name, recipe in paper.recipes.items()}
 
-# %% ../../nbs/core/10_configure.ipynb #caf3f04c
+# %% ../../nbs/core/10_configure.ipynb #6cd791c5
 def default_preset(given: dict) -> str:
     "The preset for the data set, if none is given."
     return "digits" if given.get("dataset", "digits").startswith("digits") else "mixsupcon"
@@ -116,7 +117,7 @@ def layered(method: str, row: Method, recipe: Recipe, given: dict) -> dict:
         settings |= narrower
     if given.get("probe", settings.get("probe", "lin_supcontrast")) != settings.get("probe", "lin_supcontrast"):
         settings = {k: v for k, v in settings.items() if not k.startswith("probe")}
-    settings |= scaled_with_batch(settings, given)
+    settings |= scaled_with_batch(settings, recipe, given)
     settings |= row.strategy.defaults(settings | given) if hasattr(row.strategy, "defaults") else {}
     return settings | shortened(settings, recipe, given)
 
@@ -125,14 +126,16 @@ def default_of(name: str) -> object:
     owner = next(part for part in all_owners() if name in options(part))
     return getattr(owner, name)
 
-def scaled_with_batch(settings: dict, given: dict) -> dict:
-    "With another batch size: the learning rate in proportion, and SupContrast's rule for its warm-up."
+def scaled_with_batch(settings: dict, recipe: Recipe, given: dict) -> dict:
+    "With another batch size: the learning rate in proportion, and what the recipe says of large batches."
     if "batch_size" not in given:
         return {}
-    usual = {name: settings.get(name, default_of(name)) for name in ("lr", "batch_size", "warmup_lr")}
+    usual = {name: settings.get(name, default_of(name)) for name in ("lr", "batch_size")}
     changed = dict(lr=usual["lr"]*given["batch_size"]/usual["batch_size"])
-    if usual["warmup_lr"]:   # as SupContrast, whose warm-up starts above 0
-        changed |= dict(warmup_epochs=10 if given["batch_size"] > 256 else 0)
+    large = dict(recipe.large_batch)
+    if large:
+        above = given["batch_size"] > large.pop("above")
+        changed |= large if above else {name: default_of(name) for name in large}
     return changed
 
 def shortened(settings: dict, recipe: Recipe, given: dict) -> dict:

@@ -245,19 +245,24 @@ def refuse_idle(cfg: Config, usual: dict, given: dict) -> None:
         same = name not in given or getattr(cfg, name) == usual.get(name, defaults[name])
         require(same, f"{name} changes nothing, for {reason}: leave it out")
 
-# %% ../../nbs/core/00_options.ipynb #41c843af
+# %% ../../nbs/core/00_options.ipynb #3a33dbb8
 def amended(cfg: Config, **given) -> Config:
-    "`cfg` with what is given changed, and checked again."
-    owners = [type(part) for part in cfg.parts]
+    "`cfg` with what is given changed, and checked again; what belongs to another choice starts from its defaults."
     chosen = {table.get(getattr(part, name)) for part in cfg.parts
               for name, table in getattr(type(part), "choices", {}).items()}
-    owners = [owner for owner in owners if owner not in chosen]
-    return assembled(cfg.method, cfg.preset, owners, values(cfg), given, [])
+    owners = [type(part) for part in cfg.parts if type(part) not in chosen]
+    stay = with_choices(owners, values(cfg) | given)
+    settings = {name: getattr(part, name) for part in cfg.parts if type(part) in stay for name in options(part)}
+    return assembled(cfg.method, cfg.preset, owners, settings, given, [])
 
-# %% ../../nbs/core/00_options.ipynb #cd60e721
+# %% ../../nbs/core/00_options.ipynb #fe3857d6
 def without_docstrings(tree: ast.AST) -> ast.AST:
-    "A syntax tree, in place, without the docstrings of its functions and classes."
+    "A syntax tree, in place, without the docstrings and type hints of its functions and classes."
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):

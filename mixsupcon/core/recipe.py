@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'DATASET_NAMES', 'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', 'SCHEDULES', 'Rate', 'Epochs', 'Batch', 'Area',
            'PROBES', 'PROBE_SCHEDULES', 'Data', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS', 'rescale_by_trust',
-           'half_cosine', 'step_decay', 'Step', 'Cosine', 'Training', 'schedule_of', 'climb', 'learning_rate',
+           'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb', 'learning_rate',
            'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinIMix', 'LinIMixReleased', 'LinSimSiam',
            'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate', 'Machine', 'shared_parts', 'all_parts']
 
@@ -113,9 +113,9 @@ def step_decay(lr: float, milestones: str, decay: float, epoch: int, epochs: int
     "`lr` times `decay` for every milestone that lies before `epoch`."
     return lr*decay**sum(epoch > round(share*epochs, 6) for share in shares(milestones))
 
-# %% ../../nbs/core/05_recipe.ipynb #10131ef6
+# %% ../../nbs/core/05_recipe.ipynb #0baa6db8
 @dataclass(frozen=True)
-class Step:
+class StepDecay:
     "Constant between milestones; each applies from the epoch after it."
     milestones: str = ".7 .8 .9"   # as shares of the epochs
     decay: real(1e-6, 1) = .1   # the factor at each of them
@@ -129,7 +129,7 @@ class Step:
     def top(self, cfg, warmup):
         return cfg.lr
 
-# %% ../../nbs/core/05_recipe.ipynb #e02d2983
+# %% ../../nbs/core/05_recipe.ipynb #1a82b66f
 @dataclass(frozen=True)
 class Cosine:
     "Half a cosine from `lr` to a share of it."
@@ -146,7 +146,7 @@ class Cosine:
         end = dict(one=self.cosine_end, zero=.001)[self.cosine_clock]
         return half_cosine(cfg.lr, end, warmup, cfg.epochs)
 
-SCHEDULES = dict(step=Step, cosine=Cosine)
+SCHEDULES = dict(step=StepDecay, cosine=Cosine)
 
 # %% ../../nbs/core/05_recipe.ipynb #8e88feb2
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Training:
         none = "there is no warm-up"
         return {} if self.warmup_epochs or self.warmup_steps else dict(warmup_lr=none, warmup_ends=none)
 
-# %% ../../nbs/core/05_recipe.ipynb #1bbd217f
-def schedule_of(cfg: Config) -> "Step | Cosine":
+# %% ../../nbs/core/05_recipe.ipynb #304233ca
+def schedule_of(cfg: Config) -> "StepDecay | Cosine":
     "The part of a run that is its schedule."
     return next(part for part in cfg.parts if isinstance(part, SCHEDULES[cfg.schedule]))
 

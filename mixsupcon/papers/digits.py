@@ -14,7 +14,7 @@ from ..core.options import Lazy
 
 pd = Lazy("pandas")   # imported when first used
 
-# %% ../../nbs/papers/00_digits.ipynb #22102e55
+# %% ../../nbs/papers/00_digits.ipynb #46766b4b
 digits = Recipe(
     source="the bundled digits in about a minute", fidelity="ours",
     every=dict(
@@ -27,13 +27,14 @@ digits = Recipe(
         simsiam=dict(hidden=128, out=128),
         mixsiam=dict(hidden=128, out=128),
         wmse2=dict(out=16, white_eps=1e-4),    # 25 rows of 16 numbers are singular now and then
-        wmse4=dict(out=16, white_eps=1e-4)))
+        wmse4=dict(out=16, white_eps=1e-4)),
+    large_batch=dict(above=256, warmup_epochs=10))   # SupContrast's rule
 
-# %% ../../nbs/papers/00_digits.ipynb #b448e752
+# %% ../../nbs/papers/00_digits.ipynb #bfd666ab
 digits50 = Recipe(
     source="fifty of the bundled digits, where methods differ", fidelity="ours",
     every=digits.every | dict(train_images=50, epochs=80, batch_size=25, lr=.04, queue=25, white_size=25),
-    rows=digits.rows | dict(moco_sym=dict(queue=50)))
+    rows=digits.rows | dict(moco_sym=dict(queue=50)), large_batch=digits.large_batch)
 
 # %% ../../nbs/papers/00_digits.ipynb #9efa7c71
 DATA = dict(

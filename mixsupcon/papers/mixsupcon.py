@@ -11,14 +11,15 @@ __all__ = ['mixsupcon', 'supcontrast_readme', 'CIFAR', 'EVERYWHERE', 'FIRST', 'M
 from ..core.configure import Beside, Figure, Paper, Recipe, Study
 from .digits import DATA, methods
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #f6ee0a57
+# %% ../../nbs/papers/01_mixsupcon.ipynb #b3ff6301
 mixsupcon = Recipe(
     source="MixSupCon Tables 1-3", fidelity="paper",
     every={},                                # Tables 1 and 2 are the defaults
     rows=dict(ce=dict(epochs=500, lr=.2)),   # Table 3
-    also=dict(arch=("resnet34", "resnet50"), dataset=("cifar10", "cifar100")))
+    also=dict(arch=("resnet34", "resnet50"), dataset=("cifar10", "cifar100")),
+    large_batch=dict(above=256, warmup_epochs=10))   # SupContrast's rule
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #43b7764e
+# %% ../../nbs/papers/01_mixsupcon.ipynb #361d99f2
 supcontrast_readme = Recipe(
     source="READMEs of SupContrast (SimCLR, SupCon, cross-entropy) and of GenSCL", fidelity="released",
     every=dict(
@@ -28,7 +29,7 @@ supcontrast_readme = Recipe(
         simclr=dict(tau=.5, probe_lr=1.),
         genscl=dict(epochs=500, probe_warmup=5),
         ce=dict(epochs=500, lr=.8)),
-    also=dict(dataset=("cifar10", "cifar100")))
+    also=dict(dataset=("cifar10", "cifar100")), large_batch=dict(above=256, warmup_epochs=10))
 
 # %% ../../nbs/papers/01_mixsupcon.ipynb #65ad256c
 CIFAR = {f"{data} {arch}": dict(dataset=data, arch=arch)

@@ -1,12 +1,12 @@
 # The grid of experiments behind `make paper`: each job is one run of nbs/run_experiment.ipynb by papermill.
 #
-# What is to be run is data (nbs/13_studies.ipynb). A run is finished when its folder says so; the files under
+# What is to be run is data (nbs/papers). A run is finished when its folder says so; the files under
 # outputs/studies only tell Snakemake which notebooks ended. Executed notebooks are logs and survive a failure.
 import os
 import shlex
 import sys
 
-from mixsupcon.studies import jobs
+from mixsupcon.report.studies import jobs
 
 SCALE = config.get("scale", "small")
 RUN = shlex.quote(sys.executable)

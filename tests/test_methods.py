@@ -1,49 +1,74 @@
-"Every loss against naive loops that somebody wrote from the formulas alone, and against other libraries' where they have it."
-from functools import partial
-
+"Every loss against naive loops that somebody wrote from the formulas alone, and against other libraries'."
 import numpy as np
 import oracle
 import oracle_methods as naive
 import pytest
 import torch
-from mixsupcon.config import configure, stream
-from mixsupcon.evaluate import frechet
-from mixsupcon.losses import sinkhorn, whitened
-from mixsupcon.methods import GOALS, Sight, among_both, asked, by_class, by_instance, imix, imix_pot, mixco, mixing, mixsiam, overlaid, plain, unmix
-from mixsupcon.models import answers, make_net, settle
+from mixsupcon.core.losses import sinkhorn, whitened
+from mixsupcon.core.methods import begin_step, input_mixed, loss_of
+from mixsupcon.core.mixers import draw_mixer, mix
+from mixsupcon.core.models import momentum_keys, update_state
+from mixsupcon.core.options import stream
+from mixsupcon.core.strategies import odds_of
+from mixsupcon.lab.evaluate import frechet
+from small import build, owned, small
 from torch.nn import functional as F
 
 N = 12
 y = torch.arange(N) % 3
 v1, v2, v3, v4 = torch.randn(4, N, 3, 8, 8, generator=stream(0, "views"), dtype=torch.float64)
+ALL_OWN, ONESELF = [1.]*N, list(range(N))
+
+
+def mixer_of(cfg):
+    "The mixing of a step, as the strategy draws it."
+    gen = stream(0, "mix")
+    mixer, _ = draw_mixer(cfg.mixer, odds_of(cfg.mixer_odds), gen)
+    how = mixer, cfg.alpha, cfg.lam_per, cfg.partner, cfg.fold == "yes"
+    return lambda own, other: mix(own, other, gen, *how)
+
+
+def split(w):
+    "Every image's own share and its partner, of a mixing matrix."
+    rest = w - w.diag().diag()
+    partner = torch.where(rest.any(1), rest.argmax(1), torch.arange(len(w)))
+    return w.diag().double().tolist(), partner.tolist()
 
 
 class Case:
-    "A network, a step's mixing drawn twice alike, and what the network makes of images one view at a time."
-    def __init__(self, goal, **given):
-        self.cfg = configure(**dict(arch="resnet8", together="apart", queue=24, out=4, white_size=6, prototypes=7, tau=.2) | given)
-        self.net = make_net(self.cfg, 8, [part for part in GOALS[goal].parts if part != "queue" or self.cfg.queue]).double()
-        if hasattr(self.net, "slow"):
+    "A method's network, and what it makes of images one view at a time."
+    def __init__(self, method, **given):
+        mine = owned(method)
+        usual = dict(tau=.2, share_bn="none", hidden=0, predictor=0, white_eps=0.)
+        self.cfg = small(method, **{k: v for k, v in usual.items() if k in mine} | given)
+        self.net = build(self.cfg)
+        if hasattr(self.net, "momentum_encoder"):
             with torch.no_grad():
-                for p in self.net.slow.parameters():
+                for p in self.net.momentum_encoder.parameters():
                     p.add_(.1*torch.randn(p.shape, generator=stream(0, "slow"), dtype=torch.float64))
-        self.goal = goal
 
-    def ours(self, strategy, labels=by_instance, views=(v1, v2)):
-        loss = strategy(self.goal, self.net, list(views), labels(y, 3), mixing(self.cfg, stream(0, "mix")), self.cfg)
-        return loss.item()
+    def step(self, views=(v1, v2)):
+        return loss_of(self.cfg, self.net, list(views), y, 3, stream(0, "mix"))
+
+    def ours(self, views=(v1, v2)):
+        return self.step(views).loss.item()
 
     def mixed(self, view=v1):
         "The mixture of a view, its own shares and its partners."
-        x, w = mixing(self.cfg, stream(0, "mix"))(view, view)
-        own = w.diag().double()
-        rest = w - w.diag().diag()
-        partner = torch.where(rest.any(1), rest.argmax(1), torch.arange(N))
-        return x, own.tolist(), partner.tolist()
+        x, w = mixer_of(self.cfg)(view, view)
+        return x, *split(w)
 
-    def z(self, x): return self.net(x).detach().numpy()
-    def p(self, x): return self.net.predictor(self.net(x)).detach().numpy()
-    def k(self, x): return answers(self.net, x).numpy()
+    def z(self, x):
+        return self.net(x).detach().numpy()
+
+    def p(self, x):
+        return self.net.predictor(self.net(x)).detach().numpy()
+
+    def k(self, x):
+        return momentum_keys(self.net, x).numpy()
+
+    def queue(self):
+        return self.net.queue.numpy()
 
 
 def close(a, b):
@@ -51,225 +76,360 @@ def close(a, b):
 
 
 IMIX = dict(mixer="mixup", fold="yes")
+READINGS = [IMIX, IMIX | dict(mixer="cutmix", lam_per="batch"), IMIX | dict(fold="no", lam_per="batch")]
 UNMIX = dict(mixer="mixup cutmix", lam_per="batch", partner="reverse")
 
 
-@pytest.mark.parametrize("how", [IMIX, IMIX | dict(mixer="cutmix", lam_per="batch"), IMIX | dict(fold="no", lam_per="batch")])
-def test_imix(how):
-    "Both readings of lambda, MixUp and CutMix; N-pair, MoCo with 1+K and N+K answers, BYOL."
-    case = Case("npair", **how)
+# ---- i-Mix: both readings of lambda, MixUp and CutMix
+
+@pytest.mark.parametrize("how", READINGS)
+def test_imix_on_npair(how):
+    case = Case("npair_imix", **how)
     x, own, partner = case.mixed()
     assert how["fold"] == "no" or min(own) >= .5
-    assert close(case.ours(imix), naive.npair(case.z(x), case.z(v2), own, partner, .2))
-    for goal, reference in (("moco", naive.moco), ("mocon", naive.mocon)):
-        case = Case(goal, **how)
-        assert close(case.ours(imix), reference(case.z(x), case.k(v2), case.net.queue.numpy(), own, partner, .2))
-    case = Case("byol", **how)
-    assert close(case.ours(imix), naive.byol(case.p(x), case.k(v2), own, partner))
+    assert close(case.ours(), naive.npair(case.z(x), case.z(v2), own, partner, .2))
+
+
+@pytest.mark.parametrize("how", READINGS)
+@pytest.mark.parametrize("method, reference", [("moco_imix", naive.moco), ("mocon_imix", naive.mocon)])
+def test_imix_on_moco(method, reference, how):
+    "Among 1+K and among N+K keys."
+    case = Case(method, **how)
+    x, own, partner = case.mixed()
+    assert close(case.ours(), reference(case.z(x), case.k(v2), case.queue(), own, partner, .2))
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_imix_on_byol(how):
+    case = Case("byol_imix", **how)
+    x, own, partner = case.mixed()
+    assert close(case.ours(), naive.byol(case.p(x), case.k(v2), own, partner))
 
 
 @pytest.mark.parametrize("own_view", ["include", "exclude"])
 def test_sup_npair(own_view):
-    case = Case("npair", own_view=own_view, **IMIX)
+    case = Case("sup_npair", own_view=own_view)
+    reference = naive.sup_npair(case.z(v1), case.z(v2), y.tolist(), [1]*N, ONESELF, .2, own_view == "include")
+    assert close(case.ours(), reference)
+
+
+@pytest.mark.parametrize("own_view", ["include", "exclude"])
+def test_imix_on_sup_npair(own_view):
+    case = Case("sup_npair_imix", own_view=own_view, **IMIX)
     x, own, partner = case.mixed()
-    theirs = naive.sup_npair(case.z(x), case.z(v2), y.tolist(), own, partner, .2, own_view == "include")
-    assert close(case.ours(imix, by_class), theirs)
-    theirs = naive.sup_npair(case.z(v1), case.z(v2), y.tolist(), [1]*N, list(range(N)), .2, own_view == "include")
-    assert close(Case("npair", own_view=own_view).ours(plain, by_class), theirs)
+    reference = naive.sup_npair(case.z(x), case.z(v2), y.tolist(), own, partner, .2, own_view == "include")
+    assert close(case.ours(), reference)
 
 
-@pytest.mark.parametrize("labels", [by_instance, by_class])
-def test_imix_in_one_pot(labels):
+@pytest.mark.parametrize("method, ids", [("simclr_imix", torch.arange(N)), ("supclr_imix", y)])
+def test_imix_in_one_contrast_set(method, ids):
     "SimCLR and SupCLR: 2N mixed anchors among 2N clean rows."
-    case = Case("simclr", **IMIX)
-    step = mixing(case.cfg, stream(0, "mix"))
-    (x1, w1), (x2, w2) = step(v1, v1), step(v2, v2)
-    ours = imix_pot(case.net, [v1, v2], labels(y, 3), mixing(case.cfg, stream(0, "mix")), case.cfg).item()
-    own, partner = [], []
-    for half, w in enumerate((w1, w2)):
-        rest = w - w.diag().diag()
-        own += w.diag().double().tolist()
-        partner += (torch.where(rest.any(1), rest.argmax(1), torch.arange(N)) + half*N).tolist()
-    ids = (torch.arange(N) if labels is by_instance else y).repeat(2).tolist()
+    case = Case(method, **IMIX)
+    draw = mixer_of(case.cfg)
+    (x1, w1), (x2, w2) = draw(v1, v1), draw(v2, v2)
+    (own1, partner1), (own2, partner2) = split(w1), split(w2)
     z, q = case.z(torch.cat([v1, v2])), case.z(torch.cat([x1, x2]))
-    assert close(ours, naive.imix_pot(q, z, ids, own, partner, .2))
+    partner = partner1 + [j + N for j in partner2]
+    assert close(case.ours(), naive.imix_pot(q, z, ids.repeat(2).tolist(), own1 + own2, partner, .2))
 
 
-def test_simclr_and_unmix():
-    case = Case("simclr", **UNMIX)
+# ---- Un-Mix
+
+def test_simclr():
+    case = Case("simclr")
+    assert close(case.ours(), naive.ntxent(case.z(v1), case.z(v2), .2))
+
+
+def test_unmix_on_simclr():
+    case = Case("simclr_unmix", **UNMIX)
     x, own, _ = case.mixed()
-    assert close(Case("simclr").ours(plain), naive.ntxent(case.z(v1), case.z(v2), .2))
-    assert close(case.ours(unmix), naive.unmix_ntxent(case.z(v1), case.z(v2), case.z(x), own[0], .2))
+    assert close(case.ours(), naive.unmix_ntxent(case.z(v1), case.z(v2), case.z(x), own[0], .2))
 
 
-@pytest.mark.parametrize("goal", ["moco", "mocon"])
-def test_unmix_moco(goal):
-    "Asymmetric, and symmetric as released: the mixture of view 1 asks both keys."
-    reference, all_own, oneself = getattr(naive, goal), [1.]*N, list(range(N))
-    case = Case(goal, **UNMIX)
+KEYS = pytest.mark.parametrize("negatives, reference", [("queue", naive.moco), ("batch and queue", naive.mocon)])
+
+
+def moco_case(negatives, reference, **given):
+    "Un-Mix on MoCo, and the naive loss of queries and keys of a view."
+    case = Case("moco_unmix", negatives=negatives, **UNMIX | given)
+
+    def ask(q, view, own=ALL_OWN, partner=ONESELF):
+        return reference(q, case.k(view), case.queue(), own, partner, .2)
+    return case, ask
+
+
+@KEYS
+def test_unmix_on_moco(negatives, reference):
+    "Asymmetric."
+    case, ask = moco_case(negatives, reference)
     x, own, partner = case.mixed()
-    queue = case.net.queue.numpy()
-    ask = lambda q, k, own=own, partner=partner: reference(q, case.k(k), queue, own, partner, .2)
-    assert close(case.ours(unmix), ask(case.z(v1), v2, all_own, oneself) + ask(case.z(x), v2))
-    case = Case(goal, sides="both", target_view="both", **UNMIX)
-    clean = ask(case.z(v1), v2, all_own, oneself) + ask(case.z(v2), v1, all_own, oneself)
-    assert close(case.ours(unmix), clean + ask(case.z(x), v2) + ask(case.z(x), v1))
-    step = mixing(case.cfg, stream(0, "mix"))
-    each = Case(goal, sides="both", mixed_views="each", **UNMIX)
-    (a, _), (b, w) = step(v1, v1), step(v2, v2)
-    lam = w.diag().double().tolist()
-    assert close(each.ours(unmix), clean + ask(case.z(a), v2) + ask(case.z(b), v1, lam))
+    assert close(case.ours(), ask(case.z(v1), v2) + ask(case.z(x), v2, own, partner))
 
 
-def test_unmix_byol_and_both_mixed():
-    all_own, oneself = [1.]*N, list(range(N))
-    case = Case("byol", sides="both", **UNMIX)
+@KEYS
+def test_unmix_on_symmetric_moco(negatives, reference):
+    "As released: the mixture of view 1 is compared with the keys of both views."
+    case, ask = moco_case(negatives, reference, sides="both", target_view="both")
     x, own, partner = case.mixed()
-    clean = naive.byol(case.p(v1), case.k(v2), all_own, oneself) + naive.byol(case.p(v2), case.k(v1), all_own, oneself)
-    assert close(case.ours(unmix), clean + naive.byol(case.p(x), case.k(v2), own, partner))
-    same = Case("byol", sides="both", target_view="same", **UNMIX)
-    assert close(same.ours(unmix), clean + naive.byol(case.p(x), case.k(v1), own, partner))
-    case = Case("moco", mixed_views="both", **UNMIX)   # paradigm (4): one weight, one box, the same partners
-    x, _ = mixing(case.cfg, stream(0, "mix"))(torch.cat([v1, v2], 1), torch.cat([v1, v2], 1))
-    queue = case.net.queue.numpy()
-    pair = [naive.moco(case.z(q), case.k(k), queue, all_own, oneself, .2) for q, k in ((v1, v2), (x[:, :3], x[:, 3:]))]
-    assert close(case.ours(unmix), sum(pair))
+    clean = ask(case.z(v1), v2) + ask(case.z(v2), v1)
+    assert close(case.ours(), clean + ask(case.z(x), v2, own, partner) + ask(case.z(x), v1, own, partner))
 
 
-def test_siamese():
-    case = Case("simsiam", sides="both", head="simsiam2", hidden=16, out=8)
-    p1, p2, z1, z2 = case.p(v1), case.p(v2), case.z(v1), case.z(v2)
-    assert close(case.ours(plain), naive.simsiam(p1, p2, z1, z2))
-    for aggregate in ("max", "avg"):
-        for at, theirs in (("raw", "pre"), ("unit", "post")):
-            given = dict(aggregate=aggregate, aggregate_at=at, siam_weight=.3, view_share=.4)
-            siam = Case("simsiam", sides="both", head="simsiam2", hidden=16, out=8, **given)
-            ours = mixsiam(siam.net, [v1, v2], by_instance(y, 3), mixing(siam.cfg, stream(0, "mix")), siam.cfg).item()
-            assert close(ours, naive.mixsiam(p1, p2, case.p(.4*v1 + .6*v2), z1, z2, .3, aggregate, theirs))
+@KEYS
+def test_unmix_of_each_view(negatives, reference):
+    case, ask = moco_case(negatives, reference, sides="both", mixed_views="each")
+    draw = mixer_of(case.cfg)
+    (a, w1), (b, w2) = draw(v1, v1), draw(v2, v2)
+    clean = ask(case.z(v1), v2) + ask(case.z(v2), v1)
+    assert close(case.ours(), clean + ask(case.z(a), v2, *split(w1)) + ask(case.z(b), v1, *split(w2)))
 
 
-@pytest.mark.parametrize("queue", [0, 24])
-def test_swav(queue):
-    "Two views, small crops, and Un-Mix by the author's formula: codes and predictions both turned round."
-    case = Case("swav", queue=queue, sinkhorn_eps=.1)
-    scores = lambda x: (F.normalize(case.net(x), dim=1) @ case.net.prototypes.weight.T).detach()
-    a, b = scores(v1), scores(v2)
-    if queue:   # codes come from the queue's rows and the batch's, once it is full
-        assert close(case.ours(plain), naive.swap(a.numpy(), b.numpy(), .2, .1, 3)) and not case.net.queue.any()
-        case.net.queue, case.net.fresh = F.normalize(torch.randn(queue, 4, generator=stream(0, "queue"), dtype=torch.float64), dim=1), ()
-        past = (case.net.queue @ case.net.prototypes.weight.T).detach()
-        codes = [np.array(naive.sinkhorn(torch.cat([past, s]).numpy(), .1, 3))[-N:] for s in (a, b)]
-        guess = lambda q, s: -(q*F.log_softmax(s/.2, 1).numpy()).sum(1).mean()
-        assert close(case.ours(plain), (guess(codes[0], b) + guess(codes[1], a))/2)
-        assert [len(k) for k in case.net.fresh] == [N, N]
-        return
+def test_unmix_of_both_views_alike():
+    "Paradigm (4): one weight, one box, the same partners; the mixed views are a pair like any other."
+    case, ask = moco_case("queue", naive.moco, mixed_views="both")
+    both = torch.cat([v1, v2], 1)
+    x, _ = mixer_of(case.cfg)(both, both)
+    assert close(case.ours(), ask(case.z(v1), v2) + ask(case.z(x[:, :3]), x[:, 3:]))
+
+
+@pytest.mark.parametrize("target_view, target", [("other", v2), ("same", v1)])
+def test_unmix_on_byol(target_view, target):
+    case = Case("byol_unmix", target_view=target_view, **UNMIX)
+    x, own, partner = case.mixed()
+    clean = naive.byol(case.p(v1), case.k(v2), ALL_OWN, ONESELF) + naive.byol(case.p(v2), case.k(v1), ALL_OWN, ONESELF)
+    assert close(case.ours(), clean + naive.byol(case.p(x), case.k(target), own, partner))
+
+
+# ---- SimSiam and MixSiam
+
+SIAM = dict(head="simsiam2", hidden=16, out=8)
+
+
+def test_simsiam():
+    case = Case("simsiam", **SIAM)
+    assert close(case.ours(), naive.simsiam(case.p(v1), case.p(v2), case.z(v1), case.z(v2)))
+
+
+@pytest.mark.parametrize("aggregate", ["max", "avg"])
+@pytest.mark.parametrize("at, theirs", [("raw", "pre"), ("unit", "post")])
+def test_mixsiam(aggregate, at, theirs):
+    case = Case("mixsiam", aggregate=aggregate, aggregate_at=at, siam_weight=.3, view_share=.4, **SIAM)
+    p1, p2, p3 = (case.p(x) for x in (v1, v2, .4*v1 + .6*v2))
+    assert close(case.ours(), naive.mixsiam(p1, p2, p3, case.z(v1), case.z(v2), .3, aggregate, theirs))
+
+
+# ---- SwAV
+
+def scores(case, x):
+    "The similarity of unit rows to the prototypes."
+    return (F.normalize(case.net(x), dim=1) @ case.net.prototypes.weight.T).detach()
+
+
+def test_sinkhorn():
+    a = scores(Case("swav"), v1)
     assert np.allclose(sinkhorn(a, .1, 3).numpy(), np.array(naive.sinkhorn(a.numpy(), .1, 3)))
-    assert close(case.ours(plain), naive.swap(a.numpy(), b.numpy(), .2, .1, 3))
-    small = [v[..., ::2, ::2] for v in (v3, v4)]
-    many = Case("swav", queue=0, sinkhorn_eps=.1, small_crops=2, small_size=8)
-    assert close(many.ours(plain, views=[v1, v2, *small]), naive.multicrop([scores(v).numpy() for v in (v1, v2, *small)], .2, .1, 3))
-    mix = Case("swav", queue=0, sinkhorn_eps=.1, **UNMIX)
-    x, own, _ = mix.mixed()
-    seen = a.numpy(), b.numpy(), scores(x).numpy(), own[0]
-    assert close(mix.ours(unmix), naive.unmix_swap(*seen, .2, .1, 3))
-    mix.goal = "swav_released"
-    assert close(mix.ours(unmix), naive.unmix_swap_released(*seen, .2, .1, 3)) and close(mix.ours(plain), naive.swap(*seen[:2], .2, .1, 3))
 
 
-def test_wmse():
-    "Two and four views, several ways to part the batch, and Un-Mix: turned round before whitening."
-    case = Case("wmse")
-    order = torch.randperm(N, generator=mixing(case.cfg, stream(0, "mix")).gen).tolist()
-    z = [case.z(v) for v in (v1, v2, v3, v4)]
-    assert np.allclose(whitened(torch.tensor(z[0]), torch.arange(N), 12).numpy(), np.array(naive.whiten(z[0])))
-    for views in (2, 4):
-        assert close(case.ours(plain, views=(v1, v2, v3, v4)[:views]), naive.wmse(z[:views], order, 6))
-    mix = Case("wmse", **UNMIX)
-    x, own, _ = mix.mixed()
-    assert close(mix.ours(unmix), naive.unmix_wmse2(z[0], z[1], case.z(x), own[0], order, order, 6))
+def test_swav():
+    case = Case("swav", sinkhorn_eps=.1)
+    assert close(case.ours(), naive.swap(scores(case, v1).numpy(), scores(case, v2).numpy(), .2, .1, 3))
+
+
+def test_swav_with_an_empty_queue():
+    case = Case("swav", queue=24, sinkhorn_eps=.1)
+    assert close(case.ours(), naive.swap(scores(case, v1).numpy(), scores(case, v2).numpy(), .2, .1, 3))
+
+
+def test_swav_with_a_full_queue():
+    "Assignments of a view are balanced over its own queue's rows and the batch's."
+    case = Case("swav", queue=24, sinkhorn_eps=.1)
+    noise = torch.randn(2, 24, 4, generator=stream(0, "queue"), dtype=torch.float64)
+    case.net.queue = F.normalize(noise, dim=2)
+    codes, logs = [], []
+    for queue, view in zip(case.net.queue, (v1, v2)):
+        now, past = scores(case, view), (queue @ case.net.prototypes.weight.T).detach()
+        codes.append(np.array(naive.sinkhorn(torch.cat([past, now]).numpy(), .1, 3))[-N:])
+        logs.append(F.log_softmax(now/.2, 1).numpy())
+    theirs = -((codes[0]*logs[1]).sum(1).mean() + (codes[1]*logs[0]).sum(1).mean())/2
+    step = case.step()
+    assert close(step.loss.item(), theirs) and [len(k) for k in step.new_keys] == [N, N]
+
+
+def test_multi_crop():
+    small_views = [v[..., ::2, ::2] for v in (v3, v4)]
+    case = Case("swav", sinkhorn_eps=.1, small_crops=2, small_size=8)
+    seen = [scores(case, v).numpy() for v in (v1, v2, *small_views)]
+    assert close(case.ours([v1, v2, *small_views]), naive.multicrop(seen, .2, .1, 3))
+
+
+@pytest.mark.parametrize("method, reference", [
+    ("swav_unmix", naive.unmix_swap), ("swav_codes_unmix", naive.unmix_swap_released)])
+def test_unmix_on_swav(method, reference):
+    "By the author's formula assignments and predictions are turned round; in the released code assignments alone."
+    case = Case(method, sinkhorn_eps=.1, **UNMIX)
+    x, own, _ = case.mixed()
+    seen = [scores(case, v).numpy() for v in (v1, v2, x)]
+    assert close(case.ours(), reference(*seen, own[0], .2, .1, 3))
+
+
+# ---- W-MSE
+
+def order_of(case):
+    "The random order in which a step's batch is parted."
+    step = begin_step(case.cfg, None, [v1, v2], y, 3, stream(0, "mix"))
+    return torch.randperm(N, generator=torch.Generator().manual_seed(step.gen.initial_seed())).tolist()
+
+
+def test_whitening():
+    z = Case("wmse2").z(v1)
+    assert np.allclose(whitened(torch.tensor(z), torch.arange(N), 12).numpy(), np.array(naive.whiten(z)))
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_wmse(views):
+    case = Case(f"wmse{views}")
+    images = (v1, v2, v3, v4)[:views]
+    assert close(case.ours(images), naive.wmse([case.z(v) for v in images], order_of(case), 6))
+
+
+def test_unmix_on_wmse():
+    "The batch is turned round before whitening."
+    case = Case("wmse2_unmix", **UNMIX)
+    x, own, _ = case.mixed()
+    order = order_of(case)
+    assert close(case.ours(), naive.unmix_wmse2(case.z(v1), case.z(v2), case.z(x), own[0], order, order, 6))
+
+
+# ---- MixCo
+
+def mixco_loss(q, k, queue, own, partner, tau):
+    "Naive: the mixed queries' loss among keys and queue."
+    unit_q, unit_k, total = np.array(oracle.unit_rows(q)), np.array(oracle.unit_rows(k)), 0.
+    for i in range(len(q)):
+        logits = [*(unit_q[i] @ unit_k.T/tau), *(unit_q[i] @ queue.T/tau)]
+        lse = oracle.log_sum_exp(logits)
+        total += (own[i]*(lse - logits[i]) + (1 - own[i])*(lse - logits[partner[i]]))/len(q)
+    return total
 
 
 def test_mixco_on_moco():
-    "The base, and half as many mixtures among keys and queue at their own temperature."
-    case = Case("moco", mixer="mixup", partner="halves", mix_weight=.7, mix_tau=.05)
+    "The base loss, and half as many mixtures at their own temperature; clean and mixed queries share batch norm."
+    case = Case("moco_mixco", mixer="mixup", partner="halves", mix_weight=.7, mix_tau=.05)
     x, own, partner = case.mixed()
-    q, k, queue = case.z(x[:N//2]), case.k(v2), case.net.queue.numpy()
-    unit_q, unit_k = np.array(oracle.unit_rows(q)), np.array(oracle.unit_rows(k))
-    sought = 0.
-    for i in range(N//2):
-        logits = [*(unit_q[i] @ unit_k.T/.05), *(unit_q[i] @ queue.T/.05)]
-        lse = oracle.log_sum_exp(logits)
-        sought += (own[i]*(lse - logits[i]) + (1 - own[i])*(lse - logits[partner[i]]))/(N//2)
-    ours = case.ours(partial(mixco, sought=among_both))
-    assert close(ours, naive.moco(case.z(v1), k, queue, [1.]*N, list(range(N)), .2) + .7*sought)
+    z, k = case.z(torch.cat([v1, x[:N//2]])), case.k(v2)
+    clean = naive.moco(z[:N], k, case.queue(), ALL_OWN, ONESELF, .2)
+    assert close(case.ours(), clean + .7*mixco_loss(z[N:], k, case.queue(), own, partner, .05))
 
 
-def test_queue_and_slow_copy():
-    net = make_net(configure(method="moco", queue=24, out=4), 8, ("slow", "queue"))
+def test_mixco_on_simclr():
+    "Both views are mixed, with half weight each."
+    case = Case("mixco", mixer="mixup", partner="halves", mix_weight=.7, mix_tau=.5)
+    draw, none = mixer_of(case.cfg), np.zeros((0, 4))
+    (x1, w1), (x2, w2) = draw(v1, v1), draw(v2, v2)
+    first = mixco_loss(case.z(x1[:N//2]), case.z(v2), none, *split(w1), .5)
+    second = mixco_loss(case.z(x2[:N//2]), case.z(v1), none, *split(w2), .5)
+    assert close(case.ours(), naive.ntxent(case.z(v1), case.z(v2), .2) + .7*(first + second)/2)
+
+
+# ---- what a step leaves behind
+
+def test_queue():
+    "First in, first out, whatever the batches' sizes."
+    net = build(small("moco")).float()
     rows = net.queue.tolist()
     for i in range(4):
         keys = torch.full((10 + i, 4), float(i))
-        net.fresh, rows = (keys,), naive.fifo(rows, keys.tolist(), 24)
-        settle(net, 1.)
+        rows = naive.fifo(rows, keys.tolist(), 24)
+        update_state(net, 1., (keys,))
         assert torch.equal(net.queue, torch.tensor(rows))
-    slow, fast = net.slow["head"][0].weight.clone(), net.head[0].weight.data.add_(1)
-    settle(net, .9)
-    assert np.allclose(net.slow["head"][0].weight.flatten(), naive.ema(slow.flatten().tolist(), fast.flatten().tolist(), .9), atol=1e-6)
 
 
-def test_only_clean_keys_enter_the_queue():
-    "Of the step's views, never of mixtures; the symmetric form keeps both."
-    for given, rows in ((dict(), N), (dict(sides="both", target_view="both"), 2*N), (dict(mixed_views="both"), N)):
-        case = Case("moco", **UNMIX | given)
-        case.ours(unmix)
-        keys = torch.cat(case.net.fresh)
-        assert len(keys) == rows and np.allclose(keys[:N].numpy(), case.k(v2))
+def test_momentum_encoder():
+    net = build(small("moco"))
+    slow, fast = net.momentum_encoder["head"][0].weight.clone(), net.head[0].weight.data.add_(1)
+    update_state(net, .9)
+    moved = naive.ema(slow.flatten().tolist(), fast.flatten().tolist(), .9)
+    assert np.allclose(net.momentum_encoder["head"][0].weight.flatten(), moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("given, rows", [
+    (dict(), N), (dict(sides="both", target_view="both"), 2*N), (dict(mixed_views="both"), N)])
+def test_only_clean_keys_enter_the_queue(given, rows):
+    "Those of the step's views, never of mixtures; the symmetric form's both."
+    case = Case("moco_unmix", **UNMIX | given)
+    keys = torch.cat(case.step().new_keys)
+    assert len(keys) == rows and np.allclose(keys[:N].numpy(), case.k(v2))
 
 
 def test_inputmix_comes_first():
-    "Both views, before anything else; own share at least a half."
+    "Both views, before anything else; one's own share is at least a half."
     flat = [torch.full((200, 3, 2, 2), value) for value in (0., 1.)]
-    dimmed, lit = overlaid(flat, stream(0, "mix"))
+    dimmed, lit = input_mixed(flat, stream(0, "mix"))
     assert dimmed.max() <= .5 and lit.min() >= .5 and dimmed.mean() > .1
 
 
+@pytest.mark.parametrize("method, learns", [
+    ("npair", True), ("simclr", True), ("simsiam", False), ("byol", False), ("moco", False)])
+def test_which_keys_carry_gradient(method, learns):
+    "N-pair learns from both sides; SimSiam's keys and the momentum encoder's are behind a stop-gradient."
+    case = Case(method)
+    step = begin_step(case.cfg, case.net, [v1, v2], y, 3, stream(0, "mix"))
+    assert case.cfg.goal.pair(*step.views)[1].requires_grad == learns
+
+
 def test_frechet_distance():
-    a, b = torch.randn(200, 5, dtype=torch.float64), torch.randn(150, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    draw = stream(0, "features")
+    a, b, turn = (torch.randn(n, 5, generator=draw, dtype=torch.float64) for n in (200, 150, 5))
+    b = b @ turn
     theirs = naive.fed(a.numpy(), b.numpy())
     assert np.isclose(frechet(F.normalize(a, dim=1), F.normalize(b, dim=1)), theirs)
 
 
-def test_against_lightly():
-    "NT-Xent, BYOL's and SimSiam's cosine, SwAV, and W-MSE where a part is the whole batch."
-    loss = pytest.importorskip("lightly.loss")
+# ---- other libraries
+
+@pytest.fixture(scope="module")
+def lightly():
+    return pytest.importorskip("lightly.loss")
+
+
+@pytest.mark.slow
+def test_simclr_is_lightlys(lightly):
     case = Case("simclr")
-    z1, z2 = case.net(v1), case.net(v2)
-    assert close(case.ours(plain), loss.NTXentLoss(temperature=.2)(z1, z2).item())
-    case = Case("simsiam", sides="both", head="simsiam2", hidden=16, out=8)
+    assert close(case.ours(), lightly.NTXentLoss(temperature=.2)(case.net(v1), case.net(v2)).item())
+
+
+@pytest.mark.slow
+def test_simsiam_is_lightlys(lightly):
+    case, cosine = Case("simsiam", **SIAM), lightly.NegativeCosineSimilarity()
     p1, p2, z1, z2 = (torch.tensor(f(v)) for f in (case.p, case.z) for v in (v1, v2))
-    cosine = loss.NegativeCosineSimilarity()
-    assert close(case.ours(plain), (cosine(p1, z2) + cosine(p2, z1)).item()/2)
-    case = Case("byol")
-    p, k = torch.tensor(case.p(v1)), torch.tensor(case.k(v2))
-    assert close(case.ours(plain), 2 + 2*cosine(p, k).item())
-    case = Case("swav", queue=0)
-    scores = [F.normalize(case.net(v), dim=1) @ case.net.prototypes.weight.T for v in (v1, v2)]
-    assert close(case.ours(plain), loss.SwaVLoss(temperature=.2, sinkhorn_iterations=3, sinkhorn_epsilon=.05)(scores, []).item())
-    case = Case("wmse", white_size=N)
-    theirs = loss.wmse_loss.WMSELoss(embedding_dim=4, w_size=N, track_running_stats=False)
-    assert close(case.ours(plain), theirs(torch.tensor(np.concatenate([case.z(v1), case.z(v2)]))).item())
+    assert close(case.ours(), (cosine(p1, z2) + cosine(p2, z1)).item()/2)
 
 
-def test_against_pytorch_metric_learning():
+@pytest.mark.slow
+def test_byol_is_lightlys(lightly):
+    case = Case("byol", sides="one")
+    cosine = lightly.NegativeCosineSimilarity()(torch.tensor(case.p(v1)), torch.tensor(case.k(v2)))
+    assert close(case.ours(), 2 + 2*cosine.item())
+
+
+@pytest.mark.slow
+def test_swav_is_lightlys(lightly):
+    case = Case("swav")
+    theirs = lightly.SwaVLoss(temperature=.2, sinkhorn_iterations=3, sinkhorn_epsilon=.05)
+    assert close(case.ours(), theirs([scores(case, v) for v in (v1, v2)], []).item())
+
+
+@pytest.mark.slow
+def test_wmse_is_lightlys(lightly):
+    "Where a part is the whole batch."
+    case = Case("wmse2", white_size=N)
+    theirs = lightly.wmse_loss.WMSELoss(embedding_dim=4, w_size=N, track_running_stats=False)
+    assert close(case.ours(), theirs(torch.tensor(np.concatenate([case.z(v1), case.z(v2)]))).item())
+
+
+@pytest.mark.slow
+def test_simclr_is_pytorch_metric_learnings():
     losses = pytest.importorskip("pytorch_metric_learning.losses")
     case = Case("simclr")
     z = torch.cat([case.net(v1), case.net(v2)])
-    assert close(case.ours(plain), losses.NTXentLoss(temperature=.2)(z, torch.arange(N).repeat(2)).item())
-
-
-def test_own_keys_carry_gradient_and_others_do_not():
-    "N-pair learns from both sides; SimSiam's and the slow copy's answers are given."
-    for goal, learns in (("npair", True), ("simclr", True), ("simsiam", False), ("byol", False), ("moco", False)):
-        case = Case(goal)
-        sight = Sight(case.net, [v1, v2], case.cfg, stream(0, "mix"))
-        assert asked(GOALS[goal], sight, 0, 1)[1].requires_grad == learns
+    assert close(case.ours(), losses.NTXentLoss(temperature=.2)(z, torch.arange(N).repeat(2)).item())

@@ -23,8 +23,9 @@ CONTEXT = dict(   # what else must be set for an option to act
     own_view=dict(positives_by="class"), queue_start=dict(queue=24), bn_splits=dict(last_batch="drop"),
     empty=dict(normalizer="anchor", contrast_set="n", label_sim="instance"),
     small_size=dict(small_crops=2, small_size=8), small_scale=dict(small_crops=2, small_size=8),
-    jitter_prob=dict(jitter=.4), hue_share=dict(jitter=.4), gray_first=dict(jitter=.4, gray=.2), colour_first=dict(jitter=.4),
-    mixer_odds=dict(mixer="mixup cutmix"), mixer_per=dict(mixer="mixup cutmix"), alpha=dict(mixer="mixup"),
+    jitter_prob=dict(jitter=.4), hue_share=dict(jitter=.4), gray_first=dict(jitter=.4, gray=.2),
+    colour_first=dict(jitter=.4), mixer_odds=dict(mixer="mixup cutmix"), mixer_per=dict(mixer="mixup cutmix"),
+    alpha=dict(mixer="mixup"),
     lam_per=dict(mixer="mixup"), fold=dict(mixer="cutmix"), partner=dict(mixer="mixup"), hidden=dict(head="mlp"),
     lars_trust=dict(optimizer="lars"), milestones=dict(schedule="step"), decay=dict(schedule="step"),
     cosine_end=dict(schedule="cosine"), cosine_clock=dict(schedule="cosine"), warmup_lr=dict(warmup_epochs=2),
@@ -103,7 +104,8 @@ def test_an_option_of_another_method_is_refused_with_its_owner(method):
 @pytest.mark.parametrize("probe", PROBES)
 def test_an_option_of_another_probe_is_refused(probe):
     for name in {option for other in PROBES.values() for option in options(other)} - options(PROBES[probe]).keys():
-        assert f"has no {name}" in refused(configure, probe=probe, **{name: others(name, "")[0] if name in OTHER else 1})
+        value = OTHER.get(name, [1])[0]
+        assert f"has no {name}" in refused(configure, probe=probe, **{name: value})
 
 
 @pytest.mark.parametrize("method", METHODS)

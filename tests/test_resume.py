@@ -7,88 +7,106 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixsupcon.config import Refusal, configure
-from mixsupcon.data import assembled, fingerprint
-from mixsupcon.methods import METHODS
-from mixsupcon.runs import checkpoints, open_run, pack, run_folder, unlock, unpack
-from mixsupcon.train import Learner, load_net, optimizer_of, pretrain, settled, train_epoch
+from mixsupcon.core.configure import configure
+from mixsupcon.core.methods import METHODS
+from mixsupcon.core.options import Refusal
+from mixsupcon.lab import train
+from mixsupcon.lab.data import fingerprint
+from mixsupcon.lab.runs import checkpoints, open_run, pack, run_folder, unlock, unpack
+from mixsupcon.lab.train import Learner, load_net, optimizer_for, pretrain, resolve_device, train_epoch
+
+PROGRAM = Path(__file__).parent/"programs"/"killed.py"
+SMALL = dict(batch_size=8, save_seconds=0., image_size=8)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    x = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(20) % 2
-    return assembled(x, y, x, y, ["a", "b"])
-
-
-def test_killed_and_resumed(tmp_path):
-    "kill -9 in the third of four epochs, then the same command: every tensor and every line of the log, bit for bit."
-    done = subprocess.run([sys.executable, Path(__file__).with_name("killed.py"), tmp_path], capture_output=True, text=True)
+def killed(root, methods):
+    done = subprocess.run([sys.executable, PROGRAM, root, *methods], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert set(report) == set(METHODS)
-    for method, said in report.items():
-        assert said["killed"] and 2 in said["left"] and 4 not in said["left"], (method, said)
-        assert said["tensors"] > 40 and said["differ"] == [], (method, said["differ"][:5])
-        assert said["control"] > 20, "another seed must differ, or the comparison compares nothing"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_killed(report):
+    for method, found in report.items():
+        assert found["killed"] and 2 in found["left"] and 4 not in found["left"], (method, found)
+        assert found["tensors"] > 40 and found["differ"] == [], (method, found["differ"][:5])
+        assert found["control"] > 20, "another seed must differ, or the comparison compares nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [0, 1])
+def test_killed_and_resumed(tmp_path, half):
+    "kill -9 in the third of four epochs, then the same command: every tensor and every line of the log, bit for bit."
+    methods = [*METHODS][half::2]
+    report = killed(tmp_path, methods)
+    assert [*report] == methods
+    check_killed(report)
+
+
+def test_one_method_killed_and_resumed(tmp_path):
+    check_killed(killed(tmp_path, ["moco_unmix"]))
 
 
 def interrupted(cfg, data, root, epoch, monkeypatch):
-    "A run stopped by Ctrl-C in `epoch`."
-    from mixsupcon import train
-    cfg = settled(cfg)
-    whole = train.train_epoch
+    "The folder of a run stopped by Ctrl-C at the end of `epoch`, before its line is in the log."
+    cfg, write = resolve_device(cfg), train.log
 
-    def stop(*args):
-        if args[-1] == epoch:
+    def stop(folder, row):
+        if row["epoch"] == epoch:
             raise KeyboardInterrupt
-        return whole(*args)
+        write(folder, row)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_epoch", stop)
+        patch.setattr(train, "log", stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain(cfg, data, root)
     return run_folder(cfg, fingerprint(data), root)
 
 
+def same(a, b):
+    return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
 def test_dropped_state_is_noticed(tiny, tmp_path, monkeypatch):
     "The comparison can fail: a checkpoint without its momentum ends elsewhere."
-    from mixsupcon import train
-    cfg = configure(epochs=3, batch_size=8, save_seconds=0.)
+    cfg = configure(epochs=3, **SMALL)
     straight = load_net(pretrain(cfg, tiny, tmp_path/"straight")).state_dict()
     interrupted(cfg, tiny, tmp_path/"dropped", 2, monkeypatch)
     whole = train.load_checkpoint
-    monkeypatch.setattr(train, "load_checkpoint", lambda folder: [({k: v for k, v in found[0].items() if not k.startswith("opt.")}, found[1]) for found in [whole(folder)]][0])
+
+    def without_momentum(folder):
+        tensors, state = whole(folder)
+        return {k: v for k, v in tensors.items() if not k.startswith("opt.")}, state
+    monkeypatch.setattr(train, "load_checkpoint", without_momentum)
     dropped = load_net(pretrain(cfg, tiny, tmp_path/"dropped")).state_dict()
-    assert any(not torch.equal(straight[k], dropped[k]) for k in straight)
+    assert not same(straight, dropped)
 
 
-def test_a_checkpoint_of_another_config_is_refused(tiny, tmp_path, monkeypatch):
-    "With the fields that differ; the run's own checkpoints stay."
-    mine, other = configure(epochs=3, batch_size=8, save_seconds=0.), configure(epochs=3, batch_size=8, tau=.2, save_seconds=0.)
+def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, monkeypatch):
+    "The run's own checkpoints stay."
+    mine, other = configure(epochs=3, **SMALL), configure(epochs=3, tau=.2, **SMALL)
     theirs = interrupted(other, tiny, tmp_path, 2, monkeypatch)
-    folder = open_run(settled(mine), fingerprint(tiny), tmp_path)
+    folder = open_run(resolve_device(mine), fingerprint(tiny), tmp_path)
     unlock(folder)
     for path in checkpoints(theirs):
         shutil.copy(path, folder)
-    with pytest.raises(Refusal, match="of another run: tau 0.2 there, 0.1 here"):
+    with pytest.raises(Refusal, match="is of another run"):
         pretrain(mine, tiny, tmp_path)
     assert len(checkpoints(theirs)) == 1
 
 
 def test_a_damaged_checkpoint_falls_back(tiny, tmp_path, monkeypatch):
     "The one before serves, and the end is the same."
-    cfg = configure(epochs=4, batch_size=8, save_seconds=0.)
+    cfg = configure(epochs=4, **SMALL)
     straight = load_net(pretrain(cfg, tiny, tmp_path/"straight")).state_dict()
     folder = interrupted(cfg, tiny, tmp_path/"damaged", 4, monkeypatch)
     newest = checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match="is damaged"):
+    with pytest.warns(UserWarning, match="damaged"):
         pretrain(cfg, tiny, tmp_path/"damaged")
-    assert all(torch.equal(v, straight[k]) for k, v in load_net(folder).state_dict().items())
+    assert same(straight, load_net(folder).state_dict())
 
 
 def test_weights_that_training_did_not_write_are_refused(tiny, tmp_path):
-    folder = pretrain(configure(epochs=1, batch_size=8), tiny, tmp_path)
+    folder = pretrain(configure(epochs=1, **SMALL), tiny, tmp_path)
     weights = bytearray((folder/"net.safetensors").read_bytes())
     weights[-5] ^= 1
     (folder/"net.safetensors").write_bytes(weights)
@@ -96,58 +114,78 @@ def test_weights_that_training_did_not_write_are_refused(tiny, tmp_path):
         load_net(folder)
 
 
+HOLD = """
+import sys, time, pathlib
+from mixsupcon.core.configure import configure
+from mixsupcon.lab.runs import open_run
+from mixsupcon.lab.train import resolve_device
+cfg = configure(epochs=1, batch_size=8, save_seconds=0., image_size=8)
+open_run(resolve_device(cfg), sys.argv[1], pathlib.Path(sys.argv[2]))
+print("held", flush=True)
+time.sleep(60)
+"""
+LOCK = "import sys, pathlib; from mixsupcon.lab.runs import lock; lock(pathlib.Path(sys.argv[1]))"
+
+
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
-    "Another process holds the run: nothing is touched, and its number is told."
-    cfg = configure(epochs=1, batch_size=8)
-    code = ("import sys, time, pathlib; from mixsupcon.config import configure; from mixsupcon.runs import open_run; from mixsupcon.train import settled\n"
-            "open_run(settled(configure(epochs=1, batch_size=8)), sys.argv[1], pathlib.Path(sys.argv[2])); print('held', flush=True); time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", code, fingerprint(tiny), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    "Another process holds the run: nothing is touched, and its number is named; the lock dies with its holder."
+    cfg = configure(epochs=1, **SMALL)
+    command = [sys.executable, "-c", HOLD, fingerprint(tiny), str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Refusal, match=f"is in use by process {holder.pid}"):
             pretrain(cfg, tiny, tmp_path)
     finally:
-        holder.kill(), holder.wait()
-    folder = pretrain(cfg, tiny, tmp_path)   # the lock died with its holder
-    ask = [sys.executable, "-c", "import sys, pathlib; from mixsupcon.runs import lock; lock(pathlib.Path(sys.argv[1]))", str(folder)]
-    assert subprocess.run(ask).returncode == 0, "a finished run is free, though this process lives on"
+        holder.kill()
+        holder.wait()
+    folder = pretrain(cfg, tiny, tmp_path)
+    free = subprocess.run([sys.executable, "-c", LOCK, str(folder)]).returncode == 0
+    assert free, "a finished run is free, though this process lives on"
 
 
 def test_a_diverging_run_stops_and_loses_nothing(tiny, tmp_path, monkeypatch):
     "A non-finite loss ends training in one sentence; the checkpoint before it is whole."
-    from mixsupcon import train
-    cfg, real = configure(epochs=3, batch_size=8, save_seconds=0.), train.step_loss
-    monkeypatch.setattr(train, "step_loss", lambda *args: real(*args)*(float("nan") if args[-1] >= 4 else 1))
-    with pytest.raises(Refusal, match="the loss is nan in epoch 2, step 2 of 3"):
-        pretrain(cfg, tiny, tmp_path)
-    monkeypatch.undo()
-    folder = run_folder(settled(cfg), fingerprint(tiny), tmp_path)
-    assert len(checkpoints(folder)) == 1
+    cfg, real = configure(epochs=3, **SMALL), train.compute_loss
+    code = train.training_code(resolve_device(cfg))
+
+    def broken(cfg, learner, x, y, data, step, epoch=None):
+        made = real(cfg, learner, x, y, data, step, epoch)
+        made.loss = made.loss*(float("nan") if step >= 4 else 1)
+        return made
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "compute_loss", broken)
+        patch.setattr(train, "training_code", lambda cfg: code)   # which would notice the broken loss
+        with pytest.raises(Refusal, match="the loss is nan in epoch 2, step 2 of 3"):
+            pretrain(cfg, tiny, tmp_path)
+    assert len(checkpoints(run_folder(resolve_device(cfg), fingerprint(tiny), tmp_path))) == 1
     straight = load_net(pretrain(cfg, tiny, tmp_path/"straight")).state_dict()
-    assert all(torch.equal(v, straight[k]) for k, v in load_net(pretrain(cfg, tiny, tmp_path)).state_dict().items())
+    assert same(straight, load_net(pretrain(cfg, tiny, tmp_path)).state_dict())
 
 
 def test_fused_steps_resume_exactly(tiny):
     "Fused steps walk memory in its order: momentum must come back in the order of its parameter."
-    cfg = settled(configure(epochs=2, batch_size=8))
+    cfg = resolve_device(configure(epochs=2, **SMALL))
+
     def learner():
         made = Learner(cfg, tiny, torch.device("cpu"))
-        made.optimizer = optimizer_of(cfg, made.net, fused=True)
+        made.optimizer = optimizer_for(cfg, made.net, fused=True)
         return made
     straight, resumed = learner(), learner()
     train_epoch(cfg, straight, tiny.train_x, tiny.train_y, tiny, 1)
     resumed.load(unpack(pack(straight.tensors(), {}))[0])
     for one in (straight, resumed):
         train_epoch(cfg, one, tiny.train_x, tiny.train_y, tiny, 2)
-    assert all(torch.equal(v, resumed.tensors()[k]) for k, v in straight.tensors().items())
+    assert same(straight.tensors(), resumed.tensors())
 
 
 @pytest.mark.parametrize("method", ["simclr", "supcon", "mixsupcon", "ce"])
 def test_half_precision_trains(tiny, method):
     "bfloat16 in the network, float32 around it."
-    cfg = settled(configure(method=method, precision="bfloat16", epochs=1, batch_size=8))
+    cfg = resolve_device(configure(method=method, precision="bfloat16", epochs=1, **SMALL))
     learner = Learner(cfg, tiny, torch.device("cpu"))
     before = {k: v.clone() for k, v in learner.tensors().items()}
-    assert 0 < train_epoch(cfg, learner, tiny.train_x, tiny.train_y, tiny, 1) < 10
+    assert 0 < train_epoch(cfg, learner, tiny.train_x, tiny.train_y, tiny, 1)["loss"] < 10
     assert learner.net(torch.randn(2, 3, 8, 8)).dtype == torch.float32
     assert any(not torch.equal(v, before[k]) for k, v in learner.tensors().items() if k in before)

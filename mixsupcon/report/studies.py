@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['pd', 'chapters', 'studies', 'base_of', 'Planned', 'planned_runs', 'plan', 'run_key', 'attempt', 'state_of',
            'folders_by_key', 'code_of_run', 'best_of', 'example_results', 'write_example_run', 'usual_code',
-           'other_pieces', 'with_code', 'counted', 'find_runs', 'code_sentence', 'Job', 'job_name', 'with_first',
+           'other_pieces', 'with_code', 'counted', 'find_runs', 'code_sentence', 'Job', 'job_name', 'with_notebook',
            'jobs', 'missing_runs', 'completeness', 'latest_runs', 'runs_to_compare']
 
-# %% ../../nbs/report/01_studies.ipynb #e3babc1f
+# %% ../../nbs/report/01_studies.ipynb #ce9d7f2d
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from ..core.configure import SCALES, configure
@@ -21,15 +22,15 @@ from ..lab.runs import RunError, check_seal, find_run, read_config, read_json, r
 
 pd = Lazy("pandas")
 
-# %% ../../nbs/report/01_studies.ipynb #9d5c64fd
-def chapters(scale: str, papers: "dict | None" = None) -> dict:
+# %% ../../nbs/report/01_studies.ipynb #7dadfcb6
+def chapters(scale: str, papers: dict | None = None) -> dict:
     "The studies of a scale by paper and name; of the package's papers, unless others are given."
     choose(SCALES, scale, "scale")
     papers = all_papers() if papers is None else papers
     by_paper = {name: paper.studies(scale) for name, paper in papers.items()}
     return {name: studies for name, studies in by_paper.items() if studies}
 
-def studies(scale: str, papers: "dict | None" = None) -> dict:
+def studies(scale: str, papers: dict | None = None) -> dict:
     "The studies of a scale by name."
     return {name: study for part in chapters(scale, papers).values() for name, study in part.items()}
 
@@ -38,24 +39,26 @@ def base_of(study: Any, row: str) -> str:
     "The row that a row is compared with; itself, if with none."
     return study.baseline if isinstance(study.baseline, str) else study.baseline.get(row, row)
 
-# %% ../../nbs/report/01_studies.ipynb #e7a5bb5c
+# %% ../../nbs/report/01_studies.ipynb #1514e5f0
 class Planned(NamedTuple):
     "A run that a study needs."
     study: str
     data: str
     row: str
     seed: int
+    first: int       # the first seed of the notebook that makes it
     settings: dict
     cfg: Any
 
-# %% ../../nbs/report/01_studies.ipynb #073e5c40
+# %% ../../nbs/report/01_studies.ipynb #f2674f72
 def planned_runs(scale: str, name: str, study: Any, data: str, row: str) -> list[Planned]:
     "The runs of one row of a study on one of its data sets, a seed each."
     settings = study.data[data] | dict(device=SCALES[scale].device) | study.rows[row]
-    seeds = range(study.seeds or SCALES[scale].seeds)
-    return [Planned(name, data, row, seed, settings, configure(**settings, seed=seed)) for seed in seeds]
+    seeds, together = range(study.seeds or SCALES[scale].seeds), SCALES[scale].together
+    return [Planned(name, data, row, seed, seed - seed % together, settings, configure(**settings, seed=seed))
+            for seed in seeds]
 
-def plan(scale: str, only: "tuple[str, ...]" = (), papers: "dict | None" = None) -> list[Planned]:
+def plan(scale: str, only: tuple[str, ...] = (), papers: dict | None = None) -> list[Planned]:
     "All runs of a scale's studies, or of those named."
     every = studies(scale, papers)
     chosen = {name: choose(every, name, "study") for name in only or every}
@@ -69,7 +72,7 @@ def run_key(cfg: Any) -> str:
     cfg = amended(cfg, precision=automatic) if cfg.precision == "auto" else cfg
     return identity(cfg, "")
 
-# %% ../../nbs/report/01_studies.ipynb #a3d079a1
+# %% ../../nbs/report/01_studies.ipynb #3bd1d749
 def attempt(function: Callable, *args: Any) -> tuple:
     "What `function` returns and None, or None and the reason why it failed, in a line."
     try:
@@ -78,15 +81,15 @@ def attempt(function: Callable, *args: Any) -> tuple:
         reason = str(error).strip().split("\n")[0]
         return None, reason or type(error).__name__
 
-def state_of(folder: "Path") -> str:
+def state_of(folder: Path) -> str:
     "`complete`, `unfinished`, or `altered`: its files are not those that were sealed."
     if not (folder/"metrics.json").exists():
         return "unfinished"
     _, problem = attempt(check_seal, folder)
     return "altered" if problem else "complete"
 
-# %% ../../nbs/report/01_studies.ipynb #a9ed6bbd
-def folders_by_key(root: "Path | None" = None) -> tuple[dict, dict]:
+# %% ../../nbs/report/01_studies.ipynb #cd3914c0
+def folders_by_key(root: Path | None = None) -> tuple[dict, dict]:
     "The run folders by what they are runs of, and the folders that cannot be read, with the reason."
     runs, odd = {}, {}
     for folder in sorted(path for path in runs_root(root).glob("*") if path.is_dir()):
@@ -97,8 +100,8 @@ def folders_by_key(root: "Path | None" = None) -> tuple[dict, dict]:
             runs.setdefault(key, []).append(folder)
     return runs, odd
 
-# %% ../../nbs/report/01_studies.ipynb #abd5cc91
-def code_of_run(folder: "Path") -> dict:
+# %% ../../nbs/report/01_studies.ipynb #2ccca102
+def code_of_run(folder: Path) -> dict:
     "The fingerprint of each piece of code that a run was made by; empty if it recorded none."
     code, _ = attempt(lambda: dict(read_json(folder/"config.json").get("code") or {}))
     return code or {}
@@ -121,8 +124,8 @@ def example_results(cfg: Any, accuracy: float) -> dict:
     confusion = [[right, 100 - right], [100 - right, right]]
     return dict(linear=dict(rows=rows, curve=curve, confusion=confusion, classes=["cat", "dog"]), knn=dict(rows=near))
 
-# %% ../../nbs/report/01_studies.ipynb #81ccd3a7
-def write_example_run(root: "Path", cfg: Any, accuracy: float, finish: bool = True, code: dict = None) -> "Path":
+# %% ../../nbs/report/01_studies.ipynb #eb423ff5
+def write_example_run(root: Path, cfg: Any, accuracy: float, finish: bool = True, code: dict = None) -> Path:
     "A run folder with made-up numbers around `accuracy`, for demonstrations and tests."
     from mixsupcon.lab.data import digest, write
     from mixsupcon.lab.runs import log, open_run, seal, unlock, write_json
@@ -171,8 +174,8 @@ def counted(table: "pd.DataFrame") -> "pd.DataFrame":
     "The planned runs whose numbers count."
     return table[table.state.isin(["complete", "other code"])]
 
-# %% ../../nbs/report/01_studies.ipynb #9ee1b25a
-def find_runs(runs: list[Planned], root: "Path | None" = None) -> tuple:
+# %% ../../nbs/report/01_studies.ipynb #7da5a74b
+def find_runs(runs: list[Planned], root: Path | None = None) -> tuple:
     "A table with a row per planned run, its folder and state, and the folders left out, with the reason."
     by_key, odd = folders_by_key(root)
     keys = [run_key(run.cfg) for run in runs]
@@ -207,18 +210,16 @@ def job_name(parameters: dict) -> str:
              if k not in ("device", "repeats")]
     return "-".join(words).replace(" ", "+").replace("/", "+")
 
-# %% ../../nbs/report/01_studies.ipynb #c7b07ddf
-def with_first(scale: str, table: "pd.DataFrame") -> "pd.DataFrame":
-    "The table of planned runs with the first seed of the notebook that makes each, and that seed's run."
-    first = table.seed - table.seed % SCALES[scale].together
-    keys = {run[:4]: run.key for run in table[["study", "data", "row", "seed", "key"]].itertuples(index=False)}
-    rows = zip(table.study, table["data"], table.row, first)
-    return table.assign(first=first, notebook=[keys[row] for row in rows])
+# %% ../../nbs/report/01_studies.ipynb #b0f4fe23
+def with_notebook(table: "pd.DataFrame") -> "pd.DataFrame":
+    "The table of planned runs with what identifies the notebook that makes each: the run of its first seed."
+    keys = {(run.study, run.data, run.row, run.seed): run.key for run in table.itertuples()}
+    rows = zip(table.study, table["data"], table.row, table["first"])
+    return table.assign(notebook=[keys[row] for row in rows])
 
-# %% ../../nbs/report/01_studies.ipynb #172dd73e
-def jobs(scale: str, root: "Path | None" = None, papers: "dict | None" = None) -> dict[str, Job]:
+def jobs(scale: str, root: Path | None = None, papers: dict | None = None) -> dict[str, Job]:
     "The jobs of a scale by name."
-    table = with_first(scale, find_runs(plan(scale, papers=papers), root)[0])
+    table = with_notebook(find_runs(plan(scale, papers=papers), root)[0])
     table = table.assign(finished=table.index.isin(counted(table).index))
     made = {}
     for _, part in table.groupby("notebook", sort=False):
@@ -227,10 +228,10 @@ def jobs(scale: str, root: "Path | None" = None, papers: "dict | None" = None) -
         made[job_name(parameters)] = Job(parameters, bool(part.finished.all()))
     return made
 
-# %% ../../nbs/report/01_studies.ipynb #e144f4c5
-def missing_runs(scale: str, table: "pd.DataFrame") -> "pd.DataFrame":
+# %% ../../nbs/report/01_studies.ipynb #8c867bd6
+def missing_runs(table: "pd.DataFrame") -> "pd.DataFrame":
     "The planned runs that do not count, their state, and the folders and notebooks that show why."
-    table = with_first(scale, table)
+    table = with_notebook(table)
     firsts = table.drop_duplicates("notebook").set_index("notebook")
     names = {key: job_name(run.settings | dict(seed=run.first)) for key, run in zip(firsts.index, firsts.itertuples())}
     rows, columns = [], ["study", "data", "row", "state"]
@@ -244,8 +245,8 @@ def completeness(table: "pd.DataFrame") -> str:
     "How many of the planned runs are complete, in words."
     return f"{len(counted(table))} of {len(table)} planned runs are complete"
 
-# %% ../../nbs/report/01_studies.ipynb #80d3a941
-def latest_runs(dataset: str, root: "Path | None" = None) -> "dict[str, Path]":
+# %% ../../nbs/report/01_studies.ipynb #fbf7bb89
+def latest_runs(dataset: str, root: Path | None = None) -> dict[str, Path]:
     "The latest trained run of each method on a data set, in the methods' order; unreadable folders are left out."
     (folders, odd), latest = survey(root, "training.json"), {}
     for name, reason in odd.items():
@@ -256,8 +257,8 @@ def latest_runs(dataset: str, root: "Path | None" = None) -> "dict[str, Path]":
             latest.setdefault(cfg.method, folder)
     return {method: latest[method] for method in METHODS if method in latest}
 
-# %% ../../nbs/report/01_studies.ipynb #97f899e0
-def runs_to_compare(dataset: str, names: str = "", root: "Path | None" = None) -> "dict[str, Path]":
+# %% ../../nbs/report/01_studies.ipynb #c783064a
+def runs_to_compare(dataset: str, names: str = "", root: Path | None = None) -> dict[str, Path]:
     "The named runs, or the latest of each method on the data set."
     from mixsupcon.lab.data import DATASETS
     choose(DATASETS, dataset, "dataset")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['np', 'pd', 'NUMBERS', 'COSTS', 'COLUMNS', 'FEATURES', 'COST', 'FAITHFUL', 'LATEX', 'run_rows', 'run_table',
-           'over_seeds', 'probe_row', 'probe_table', 'embedding_table', 'protocol_roles', 'numbers_of', 'with_numbers',
+           'probe_row', 'probe_table', 'embedding_table', 'protocol_roles', 'numbers_of', 'with_numbers',
            'paired_differences', 'compare_row', 'study_table', 'spread', 'signed', 'p_word', 'baseline_words',
            'difference_word', 'words_of_row', 'study_words', 'study_conclusion', 'mean_table', 'mean_words',
            'feature_columns', 'feature_numbers', 'distinct_rows', 'published_numbers', 'recipe_key', 'settings_of',
            'comparable', 'measured_beside', 'runs_by_recipe', 'published_table', 'Results', 'study_results',
            'summary_results', 'results', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
 
-# %% ../../nbs/report/02_tables.ipynb #d5c74a63
+# %% ../../nbs/report/02_tables.ipynb #e8cdb400
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.configure import configure, departures, fidelity
@@ -24,8 +25,8 @@ from .studies import attempt, base_of, code_sentence, counted, find_runs, plan, 
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
-# %% ../../nbs/report/02_tables.ipynb #7e8aeb73
-def run_rows(folder: "Path") -> list[dict]:
+# %% ../../nbs/report/02_tables.ipynb #715c33db
+def run_rows(folder: Path) -> list[dict]:
     "A row per number of a complete run."
     cfg, metrics = read_config(folder), read_json(folder/"metrics.json")
     names = [name for name in ("dataset", "arch", "mixer", "seed", "epochs") if name in values(cfg)]
@@ -34,19 +35,12 @@ def run_rows(folder: "Path") -> list[dict]:
     cost = dict(images_seen=metrics["images_seen"], seconds=round(metrics["seconds"], 1), run=folder.name)
     return [depends | row | recipe | cost for row in metrics["rows"]]
 
-def run_table(folders: "list[Path]") -> "pd.DataFrame":
+def run_table(folders: list[Path]) -> "pd.DataFrame":
     "A row per number of the runs, with what it depends on."
     return pd.DataFrame([row for folder in folders for row in run_rows(folder)])
 
-# %% ../../nbs/report/02_tables.ipynb #6fa7a619
-def over_seeds(folders: "list[Path]") -> "pd.DataFrame":
-    "A row per number of runs that differ in their seed: mean and standard deviation."
-    by = ["method", "dataset", "arch", "protocol", "metric", "selection"]
-    numbers = run_table(folders).groupby(by, sort=False).value
-    return numbers.agg(mean="mean", std="std", seeds="count").reset_index()
-
-# %% ../../nbs/report/02_tables.ipynb #784222f7
-def probe_row(path: "Path") -> dict:
+# %% ../../nbs/report/02_tables.ipynb #dfab5310
+def probe_row(path: Path) -> dict:
     "One linear probe: whose it is, its settings, its last and its best accuracy."
     result = read_json(path)
     settings = {name.removeprefix("probe_"): value for name, value in result["probe"].items()}
@@ -58,16 +52,16 @@ def probe_row(path: "Path") -> dict:
         row["best_test_rate"] = max(value for _, value in result["choice"])
     return row
 
-# %% ../../nbs/report/02_tables.ipynb #f731d76c
-def probe_table(folder: "Path") -> "pd.DataFrame":
+# %% ../../nbs/report/02_tables.ipynb #c1c0f635
+def probe_table(folder: Path) -> "pd.DataFrame":
     "A row per linear probe of a run, with the settings in which they differ."
     table = pd.DataFrame([probe_row(path) for path in sorted(folder.glob("linear*.json"))])
     shown = {"probe", "protocol", "lr", "last", "best_test", "best_test_rate"}
     same = [name for name in table if name not in shown and table[name].nunique(dropna=False) == 1]
     return table.drop(columns=same).sort_values(["protocol", "lr"])
 
-# %% ../../nbs/report/02_tables.ipynb #b13ef611
-def embedding_table(folders: "dict[str, Path]", results: dict) -> "pd.DataFrame":
+# %% ../../nbs/report/02_tables.ipynb #373b5d41
+def embedding_table(folders: dict[str, Path], results: dict) -> "pd.DataFrame":
     "A row per t-SNE panel: the run that it shows and the numbers of its features."
     columns = "silhouette", "knn20", "gap"
     return pd.DataFrame([dict(panel=name, run=folders[name].name) | {column: result[column] for column in columns}
@@ -88,8 +82,8 @@ NUMBERS = {   # column → protocol, metric, selection
     "fed": ("features", "fed", "last")}
 COSTS = dict(seconds="seconds", images="images_seen", passes="passes")
 
-# %% ../../nbs/report/02_tables.ipynb #813d2a81
-def protocol_roles(folder: "Path") -> dict:
+# %% ../../nbs/report/02_tables.ipynb #7136dfab
+def protocol_roles(folder: Path) -> dict:
     "The roles of a run's own protocols: `probe`, and `elsewhere` on the data it is transferred to."
     cfg, saved = read_config(folder), read_json(folder/"config.json")["config"]
     roles = {}
@@ -97,8 +91,8 @@ def protocol_roles(folder: "Path") -> dict:
         roles |= {probe: "probe"} | {f"{probe} on {data}": "elsewhere" for data in cfg.transfer.split()}
     return roles
 
-# %% ../../nbs/report/02_tables.ipynb #1e293f76
-def numbers_of(folder: "Path") -> dict:
+# %% ../../nbs/report/02_tables.ipynb #04d66f76
+def numbers_of(folder: Path) -> dict:
     "A run's numbers by column."
     metrics, roles = read_json(folder/"metrics.json"), protocol_roles(folder)
     by_kind = {(roles.get(row["protocol"], row["protocol"]), row["metric"], row["selection"]): float(row["value"])
@@ -269,8 +263,8 @@ def recipe_key(cfg: Any) -> tuple:
     skipped = {*gathered(cfg, "free"), *gathered(cfg, "aside"), *idle(cfg)}
     return (cfg.method, *sorted((name, value) for name, value in values(cfg).items() if name not in skipped))
 
-# %% ../../nbs/report/02_tables.ipynb #9476bc69
-def settings_of(row: Any, beside: Any) -> "dict | None":
+# %% ../../nbs/report/02_tables.ipynb #0378422b
+def settings_of(row: Any, beside: Any) -> dict | None:
     "Our settings for a published row, where all of its names are known."
     method, data = beside.methods.get((row.method, row.mixer)), beside.datasets.get(row.dataset)
     if method is None or data is None:
@@ -316,8 +310,8 @@ def runs_by_recipe(numbers: "pd.DataFrame") -> dict:
         by_recipe.setdefault(recipe_key(row["cfg"]), []).append({name: row[name] for name in ("seed", *NUMBERS)})
     return by_recipe
 
-# %% ../../nbs/report/02_tables.ipynb #36706cb0
-def published_table(numbers: "pd.DataFrame", papers: "dict | None" = None) -> "pd.DataFrame":
+# %% ../../nbs/report/02_tables.ipynb #63d1fcef
+def published_table(numbers: "pd.DataFrame", papers: dict | None = None) -> "pd.DataFrame":
     "The papers' numbers, with the measured ones that may stand beside them."
     papers, by_recipe, rows = all_papers() if papers is None else papers, runs_by_recipe(numbers), []
     names = dict(table="table", source="source", data="dataset", arch="arch", method="method", mixer="mixer",
@@ -358,8 +352,8 @@ def summary_results(numbers: "pd.DataFrame", studies: dict) -> dict:
         features=("Feature-space metrics", feature_columns(), features, gap),
         cost=("Cost", COST, distinct_rows(numbers), cost))
 
-# %% ../../nbs/report/02_tables.ipynb #e99d77d1
-def results(scale: str, only: tuple = (), root: "Path | None" = None, papers: "dict | None" = None) -> Results:
+# %% ../../nbs/report/02_tables.ipynb #488eb74e
+def results(scale: str, only: tuple = (), root: Path | None = None, papers: dict | None = None) -> Results:
     "The tables of a scale's studies, or of those named."
     every = studies(scale, papers)
     chosen = {name: every[name] for name in only or every}
@@ -387,12 +381,12 @@ def as_markdown(words: "pd.DataFrame") -> str:
     rows = [words.columns, ["---"]*words.shape[1], *words.itertuples(index=False)]
     return "".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |\n" for row in rows)
 
-# %% ../../nbs/report/02_tables.ipynb #be9e2285
+# %% ../../nbs/report/02_tables.ipynb #0ddb6a07
 def as_csv(table: "pd.DataFrame") -> bytes:
     "Numbers with six digits."
     return table.to_csv(index=False, float_format="%.6g").encode()
 
-def write_tables(results: Results, out: "Path", papers: "dict | None" = None) -> None:
+def write_tables(results: Results, out: Path, papers: dict | None = None) -> None:
     "Write every table as Markdown, LaTeX and CSV, every run's numbers, and the papers' numbers below `out`."
     for name, (title, words, sentence) in results.words.items():
         write(out/"tables"/f"{name}.md", f"{as_markdown(words)}\n{sentence}\n".encode())

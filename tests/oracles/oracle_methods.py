@@ -267,7 +267,7 @@ def unmix_swap(s1, s2, sm, lam, tau, eps, iterations):
 
 
 def unmix_swap_released(s1, s2, sm, lam, tau, eps, iterations):
-    """The same as Un-Mix's code has it: in the reversed term the mixture's codes are reversed, its predictions are not."""
+    """As Un-Mix's code has it: in the reversed term the mixture's codes are reversed, its predictions are not."""
     clean = swap(s1, s2, tau, eps, iterations)
     normal = swap(sm, s2, tau, eps, iterations)
     predicts = code_loss(sm, sinkhorn(s2, eps, iterations), tau)

@@ -1,0 +1,96 @@
+"A run keeps fingerprints of the code that made it: changed code is noticed, changed form is not."
+import subprocess
+import sys
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import pytest
+from mixsupcon.core.configure import configure
+from mixsupcon.core.methods import METHODS, code_behind
+
+ROOT = Path(__file__).parents[1]
+PRINT = ("from mixsupcon.core.configure import configure; from mixsupcon.core.methods import code_behind; import json, sys;"
+         "print(json.dumps(code_behind(configure(sys.argv[1]))))")
+TRAIN = ("from mixsupcon.lab.experiment import experiment; from pathlib import Path; import sys;"
+         "experiment('moco_imix', Path(sys.argv[1]), epochs=1, train_images=50, batch_size=25, queue=50, image_size=8, probe_epochs=1)")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The package in a folder of its own, to be changed."
+    copytree(ROOT/"mixsupcon", tmp_path/"mixsupcon", ignore=ignore_patterns("__pycache__"))
+    (tmp_path/"settings.ini").write_text((ROOT/"settings.ini").read_text())
+    return tmp_path
+
+
+def run(copy, code, *words):
+    "Run code with the package in `copy`; what it printed."
+    path = f"import sys; sys.path.insert(0, {str(copy)!r});"
+    done = subprocess.run([sys.executable, "-c", path + code, *words], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def change(copy, module, old, new):
+    path = copy/"mixsupcon"/module
+    text = path.read_text()
+    assert text.count(old) >= 1, f"{module} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def fingerprints(copy, method="moco_imix"):
+    import json
+    return json.loads(run(copy, PRINT, method).stdout)
+
+
+CHANGES = [   # module, old code, new code: each changes numbers of moco_imix
+    ("core/goals.py", "logits = q @ k.T/tau", "logits = q @ k.T/tau*1.01"),
+    ("core/mixers.py", "eye[p]", "eye[p]*1.01"),
+    ("core/strategies.py", "total = total + goal.mixed_term", "total = total + 1.01*goal.mixed_term"),
+    ("core/models.py", "slow.lerp_(fast, 1 - momentum)", "slow.lerp_(fast, 1.01 - momentum)"),
+    ("core/step.py", "cached_property", "property")]
+FORM = [   # as it was, otherwise written
+    ("core/goals.py", '"What enters the queue after the step: nothing."', '"Nothing."'),
+    ("core/goals.py", "logits = q @ k.T/tau", "logits = (q @ k.T)/tau   # (N, N)"),
+    ("core/mixers.py", "(N, N), rows sum to one", "(N, N)")]
+
+
+def test_every_method_has_fingerprints():
+    for method in METHODS:
+        code = code_behind(configure(method))
+        assert len(code) > 10 and all(len(digits) == 12 for digits in code.values()), method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", CHANGES, ids=lambda change: change[0])
+def test_changed_code_is_noticed(copy, changed):
+    before = fingerprints(copy)
+    change(copy, *changed)
+    after = fingerprints(copy)
+    assert before != after
+    assert sum(before.get(name) != digits for name, digits in after.items()) <= 4, "only what was changed"
+
+
+@pytest.mark.slow
+def test_changed_form_is_not(copy):
+    "Docstrings, comments, brackets and blank lines."
+    before = fingerprints(copy)
+    for changed in FORM:
+        change(copy, *changed)
+    assert fingerprints(copy) == before
+
+
+def test_a_change_elsewhere_is_not():
+    "Another method's code is no part of a run's."
+    assert not any("SwAV" in name or "WMSE" in name for name in code_behind(configure("moco_imix")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module, old, new", [
+    ("core/mixers.py", "eye[p]", "eye[p]*1.01"), ("lab/evaluate.py", "return torch.cat(out)\n\nKNN", "return torch.cat(out) + 0\n\nKNN")],
+    ids=["mixer", "probe"])
+def test_a_finished_run_says_loudly_that_the_code_has_changed(copy, module, old, new):
+    run(copy, TRAIN, str(copy/"runs"))
+    assert "OTHER CODE" not in run(copy, TRAIN, str(copy/"runs")).stderr
+    change(copy, module, old, new)
+    assert "OTHER CODE" in run(copy, TRAIN, str(copy/"runs")).stderr

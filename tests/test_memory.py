@@ -1,0 +1,26 @@
+"A step's tensors go when the step is over, without waiting for the garbage collector."
+import gc
+
+import pytest
+import torch
+from mixsupcon.core.methods import METHODS, loss_of
+from mixsupcon.core.options import stream
+from small import CLASSES, build, draw, small
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_batch_stays_alive(method):
+    "After four steps no view and no feature of an earlier one is left."
+    cfg = small(method)
+    net = build(cfg)
+    gc.collect()
+    gc.disable()
+    try:
+        for step in range(4):
+            views, y = draw(cfg, seed=step)
+            loss_of(cfg, net, views, y, CLASSES, stream(step, "mix")).loss.backward()
+            del views
+        doubles = [v for v in gc.get_objects() if torch.is_tensor(v) and v.dtype == torch.float64]
+        assert not [v for v in doubles if v.shape[1:] == (3, 8, 8)]
+    finally:
+        gc.enable()

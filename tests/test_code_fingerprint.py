@@ -1,4 +1,5 @@
 "A run keeps fingerprints of the code that made it: changed code is noticed, changed form is not."
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,20 @@ from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS, code_behind
 
 ROOT = Path(__file__).parents[1]
-PRINT = ("from mixsupcon.core.configure import configure; from mixsupcon.core.methods import code_behind; import json, sys;"
-         "print(json.dumps(code_behind(configure(sys.argv[1]))))")
-TRAIN = ("from mixsupcon.lab.experiment import experiment; from pathlib import Path; import sys;"
-         "experiment('moco_imix', Path(sys.argv[1]), epochs=1, train_images=50, batch_size=25, queue=50, image_size=8, probe_epochs=1)")
+PRINT = """
+import json
+import sys
+from mixsupcon.core.configure import configure
+from mixsupcon.core.methods import code_behind
+print(json.dumps(code_behind(configure(sys.argv[1]))))
+"""
+TRAIN = """
+import sys
+from pathlib import Path
+from mixsupcon.lab.experiment import experiment
+sizes = dict(train_images=50, batch_size=25, queue=50, image_size=8)
+experiment("moco_imix", Path(sys.argv[1]), epochs=1, probe_epochs=1, **sizes)
+"""
 
 
 @pytest.fixture
@@ -24,8 +35,8 @@ def copy(tmp_path):
 
 
 def run(copy, code, *words):
-    "Run code with the package in `copy`; what it printed."
-    path = f"import sys; sys.path.insert(0, {str(copy)!r});"
+    "Run code with the package in `copy`: the process that ended."
+    path = f"import sys\nsys.path.insert(0, {str(copy)!r})\n"
     done = subprocess.run([sys.executable, "-c", path + code, *words], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
@@ -39,7 +50,6 @@ def change(copy, module, old, new):
 
 
 def fingerprints(copy, method="moco_imix"):
-    import json
     return json.loads(run(copy, PRINT, method).stdout)
 
 
@@ -87,7 +97,8 @@ def test_a_change_elsewhere_is_not():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module, old, new", [
-    ("core/mixers.py", "eye[p]", "eye[p]*1.01"), ("lab/evaluate.py", "return torch.cat(out)\n\nKNN", "return torch.cat(out) + 0\n\nKNN")],
+    ("core/mixers.py", "eye[p]", "eye[p]*1.01"),
+    ("lab/evaluate.py", "return torch.cat(out)\n\nKNN", "return torch.cat(out) + 0\n\nKNN")],
     ids=["mixer", "probe"])
 def test_a_finished_run_says_loudly_that_the_code_has_changed(copy, module, old, new):
     run(copy, TRAIN, str(copy/"runs"))

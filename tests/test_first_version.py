@@ -59,14 +59,16 @@ def test_they_are_shown(first_version_runs):
 # ---- recipes
 
 SAME = dict(small="digits", few="digits50", table1="mixsupcon", readme="supcontrast_readme", ermolov="wmse_authors",
-            ermolov_tiny="wmse_authors_tiny_imagenet", ermolov_stl="wmse_authors_stl10", swav_released="swav_bottleneck")
+            ermolov_tiny="wmse_authors_tiny_imagenet", ermolov_stl="wmse_authors_stl10",
+            swav_released="swav_bottleneck")
 CORRECTED = dict(   # options in which a recipe differs on purpose, with the reason
-    cosine_clock="each paper's own way of counting epochs", cosine_end="of that curve", normalise="as in each paper's code",
+    cosine_clock="each paper's own way of counting epochs", cosine_end="of that curve",
+    normalise="as in each paper's code",
     warmup_epochs="W-MSE's authors warm up for 500 steps", warmup_steps="W-MSE's authors warm up for 500 steps",
     warmup_lr="as in each paper's code", warmup_ends="as in each paper's code",
     zero_init="SimSiam's encoder", queue_start="SwAV's queue starts after 15 epochs",
     gray_first="MoCo v1 on ImageNet", jitter_prob="MoCo v1 on ImageNet", hue_share="MoCo v1 on ImageNet",
-    mixed_views="MixCo's authors mix both views", share_bn="of MixCo on SimCLR: its views pass apart", mix_tau="MixCo's own",
+    mixed_views="MixCo's authors mix both views", share_bn="MixCo's views on SimCLR pass apart", mix_tau="MixCo's",
     mixer_per="GenSCL draws a mixer for each view", probe_warmup="GenSCL's probe", probe="GenSCL's probe")
 
 OF_ONE = dict(siam_cifar=dict(lr="MixSiam's .03 is read as the rate for a batch of 256, as in SimSiam's code"))

@@ -3,7 +3,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +16,13 @@ QUICK = "-p epochs 1 -p probe_epochs 2 -p image_size 8 -p batch_size 256".split(
 
 
 @pytest.fixture
-def project(tmp_path):
-    "A project of its own: what runs there leaves nothing here."
-    shutil.copytree(ROOT/"nbs", tmp_path/"nbs", ignore=shutil.ignore_patterns("[0-9]*", ".ipynb_checkpoints"))
-    shutil.copy(ROOT/"settings.ini", tmp_path)
-    return tmp_path
+def project(project_copy):
+    return project_copy
 
 
 def run(project, *words, stdin=subprocess.DEVNULL):
-    env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}   # a kernel that sees it keeps its standard error to itself
+    env = dict(os.environ)
+    env.pop("PYTEST_CURRENT_TEST", None)   # a kernel that sees it does not pass on its standard error
     return subprocess.run([PAPERMILL, *words], cwd=project, env=env, stdin=stdin, capture_output=True, text=True)
 
 
@@ -37,9 +34,10 @@ def in_a_terminal(project, command):
     return done.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["terminal", "pipe", "fifo", "file"])
 def test_the_command_as_written(project, where):
-    "Exit 0 and the executed notebook in its place, however standard input and output are connected; the source is left alone."
+    "Exit 0 and the executed notebook in its place, however input and output are connected; the source is left alone."
     before = (project/"nbs"/"run_experiment.ipynb").read_bytes()
     command = [*COMMAND, "--prepare-only"]   # all but the cells
     if where == "terminal":
@@ -58,76 +56,127 @@ def test_the_command_as_written(project, where):
     assert (project/"nbs"/"run_experiment.ipynb").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_output_path_is_respected(project):
     (project/"outputs").mkdir()   # papermill makes no folders
     assert run(project, *COMMAND[1:2], "outputs/{method}.ipynb", *COMMAND[2:], "--prepare-only").returncode == 0
     assert (project/"outputs"/"mixsupcon.ipynb").exists() and not (project/EXECUTED).exists()
 
 
+@pytest.mark.slow
 def test_help_lists_every_parameter():
-    from dataclasses import fields
-
-    from mixsupcon.config import Config
-    said = run(ROOT, "--help-notebook", "nbs/run_experiment.ipynb")
-    assert said.returncode == 0
-    for field in fields(Config):
-        assert re.search(rf"^  {field.name}: {field.type.__name__} \(default \S+\)\s+\S", said.stdout, re.M), field.name
+    "With its type, its default and its comment."
+    done = run(ROOT, "--help-notebook", "nbs/run_experiment.ipynb")
+    assert done.returncode == 0
+    for name in ("method", "dataset", "preset", "seed", "epochs", "lr", "mixer", "probe", "device", "repeats"):
+        assert re.search(rf"^  {name}: \w+ \(default \S+\)\s+\S", done.stdout, re.M), name
 
 
-def test_a_whole_run_twice(project):
-    "One run folder, complete; the second time nothing is computed again; the terminal ends with table and paths."
-    first = run(project, *COMMAND[1:], *QUICK)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "A project in which the command has run once: the project, what papermill said, and the run folder."
+    root = tmp_path_factory.mktemp("project")
+    (root/"nbs").mkdir()
+    for path in [*(ROOT/"nbs").glob("*.ipynb"), ROOT/"settings.ini"]:
+        (root/path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    first = run(root, *COMMAND[1:], *QUICK)
     assert first.returncode == 0, first.stderr[-2000:]
-    folder, = (project/"outputs"/"runs").iterdir()
+    folder, = (root/"outputs"/"runs").iterdir()
+    return root, first, folder
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_complete(finished):
+    "Every number, every figure, in one folder."
+    _, _, folder = finished
     metrics = json.loads((folder/"metrics.json").read_text())
     assert {row["protocol"] for row in metrics["rows"]} == {"lin_supcontrast", "knn5", "knn20", "knn200", "features"}
-    assert {"config.json", "env.json", "log.jsonl", "encoder.safetensors", "curves.png", "tsne.png", "confusion.png", "views.png"} <= {p.name for p in folder.iterdir()}
+    figures = {"curves.png", "tsne.png", "confusion.png", "views.png"}
+    assert {"config.json", "env.json", "log.jsonl", "encoder.safetensors"} | figures <= {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_terminal_ends_with_table_and_paths(finished):
+    _, first, folder = finished
     assert re.search(r"epoch 1/1 +loss [\d.]+ +[\d,]+ views/s +0:00 left", first.stderr)
-    for said in ("lin_supcontrast", f"run folder         outputs/runs/{folder.name}", f"{folder.name}/tsne.png", "notebook           outputs/notebooks/run_experiment-method=mixsupcon"):
-        assert said in first.stderr
-    notebook, = (project/"outputs"/"notebooks").iterdir()
+    for text in ("lin_supcontrast", f"run folder         outputs/runs/{folder.name}", f"{folder.name}/tsne.png",
+                 "notebook           outputs/notebooks/run_experiment-method=mixsupcon"):
+        assert text in first.stderr, text
+
+
+@pytest.mark.slow
+def test_the_executed_notebook_shows_four_figures(finished):
+    notebook, = (finished[0]/"outputs"/"notebooks").glob("run_experiment*")
     shown = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 4
-    kept = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")}
-    again = run(project, *COMMAND[1:], *QUICK)
-    assert again.returncode == 0 and "trained before" in again.stderr
-    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")} == kept
-    probe = run(project, "nbs/linear_eval.ipynb", *"-p probe_lr 1.0 -p probe_epochs 2".split())   # the other notebooks find that run
-    assert probe.returncode == 0 and re.search(r"another +lin_supcontrast +1\.0000", probe.stderr) and len(list(folder.glob("linear*.json"))) == 2
-    seen = run(project, "nbs/tsne.ipynb")
-    assert seen.returncode == 0 and folder.name in seen.stderr and "outputs/tsne-digits.png" in seen.stderr
-    assert (project/"outputs"/"tsne-digits.png").stat().st_size > 10_000
-    wrong = run(project, "nbs/linear_eval.ipynb", "-p", "run", "nowhere")
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_loaded_and_not_repeated(finished):
+    root, _, folder = finished
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")}
+    again = run(root, *COMMAND[1:], *QUICK)
+    assert again.returncode == 0 and "epoch 1/1" not in again.stderr and "lin_supcontrast" in again.stderr
+    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")} == before
+
+
+@pytest.mark.slow
+def test_another_probe_of_the_same_run(finished):
+    "The other notebooks find that run."
+    root, _, folder = finished
+    probe = run(root, "nbs/linear_eval.ipynb", *"-p probe_lr 1.0 -p probe_epochs 2".split())
+    assert probe.returncode == 0, probe.stderr[-2000:]
+    assert re.search(r"another +lin_supcontrast +1\.0000", probe.stderr) and len([*folder.glob("linear*.json")]) == 2
+
+
+@pytest.mark.slow
+def test_a_map_of_the_same_run(finished):
+    root, _, folder = finished
+    seen = run(root, "nbs/tsne.ipynb")
+    assert seen.returncode == 0, seen.stderr[-2000:]
+    assert folder.name in seen.stderr and "outputs/tsne-digits.png" in seen.stderr
+    assert (root/"outputs"/"tsne-digits.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_there(finished):
+    wrong = run(finished[0], "nbs/linear_eval.ipynb", "-p", "run", "nowhere")
     assert wrong.returncode != 0 and "RunError: no trained run 'nowhere'" in wrong.stderr
 
 
-@pytest.mark.parametrize("given,said", [
-    ("-p epohcs 3", r"ConfigError: unknown parameter 'epohcs' \(did you mean 'epochs'\?\)"),
+@pytest.mark.slow
+@pytest.mark.parametrize("given, sentence", [
+    ("-p epohcs 3", r"ConfigError: unknown option 'epohcs': did you mean 'epochs'\?"),
     ("-p epochs many", r"ConfigError: epochs must be an int, not 'many'"),
     ("-p method supcom", r"ConfigError: unknown method 'supcom' \(did you mean 'supcon'\?\)"),
+    ("-p method simclr -p siam_weight 0.3", r"ConfigError: simclr has no siam_weight, it is an option of MixSiam"),
     ("-p dataset cifar10 -p data_dir nowhere", r"DataError: CIFAR10 is not in .*: pass -p download missing"),
-], ids=["name", "type", "method", "data"])
-def test_bad_parameters(project, given, said):
+], ids=["name", "type", "method", "owner", "data"])
+def test_bad_parameters(project, given, sentence):
     "One sentence, a non-zero exit, no traceback of ours, and nothing left behind."
     done = run(project, "nbs/run_experiment.ipynb", *given.split())
     assert done.returncode != 0
-    assert re.search(said, done.stderr), done.stderr[-1500:]
-    assert "mixsupcon/config.py" not in done.stderr and not (project/"outputs"/"runs").exists()
+    assert re.search(sentence, done.stderr), done.stderr[-1500:]
+    assert "mixsupcon/core" not in done.stderr and not (project/"outputs"/"runs").exists()
 
 
-@pytest.mark.parametrize("given,said", [
-    (dict(method=5), "method must be a str"), (dict(epochs=-1), "epochs must lie between"), (dict(epochs="3"), "epochs must be an int"),
-    (dict(alpha=0.), "alpha must lie"), (dict(alpha=-1), "alpha must lie"), (dict(alpha=float("nan")), "alpha must be finite"),
-    (dict(tau=0), "tau must lie"), (dict(dataset="mnist"), "unknown dataset 'mnist'"), (dict(mixer="mixdown"), "unknown mixer"),
-    (dict(arch="resnet9"), "unknown arch"), (dict(batch_size=0), "batch_size must lie"), (dict(seed=1.5), "seed must be an int"),
-    (dict(device="gpu"), "unknown device"), (dict(download=True), "download must be a str"), (dict(preset="table4"), "unknown preset"),
-    (dict(milestones="7 8 9"), "shares of the epochs"), (dict(method="supcon", mixer="mixup"), "supcon does not mix")])
-def test_every_other_bad_parameter(given, said, tmp_path):
+@pytest.mark.parametrize("given, sentence", [
+    (dict(method=5), "unknown method 5"), (dict(epochs=-1), "epochs must lie between"),
+    (dict(epochs="3"), "epochs must be an int"), (dict(alpha=0.), "alpha must lie"), (dict(alpha=-1), "alpha must lie"),
+    (dict(alpha=float("nan")), "alpha must be finite"), (dict(tau=0), "tau must lie"),
+    (dict(dataset="mnist"), "unknown dataset 'mnist'"), (dict(mixer="mixdown"), "unknown mixer"),
+    (dict(arch="resnet9"), "unknown arch"), (dict(batch_size=0), "batch_size must lie"),
+    (dict(seed=1.5), "seed must be an int"), (dict(device="gpu"), "unknown device"),
+    (dict(download=True), "unknown download True"), (dict(preset="table4"), "unknown preset"),
+    (dict(schedule="step", milestones="7 8 9"), "milestones are shares"),
+    (dict(method="supcon", mixer="mixup"), "supcon has no mixer")])
+def test_every_other_bad_parameter(given, sentence, tmp_path):
     "Each is refused before a folder is made."
-    from mixsupcon.config import Refusal, configure
-    from mixsupcon.data import load_data
-    from mixsupcon.train import pretrain
-    with pytest.raises(Refusal, match=said) as caught:
+    from mixsupcon.core.configure import configure
+    from mixsupcon.core.options import Refusal
+    from mixsupcon.lab.data import load_data
+    from mixsupcon.lab.train import pretrain
+    with pytest.raises(Refusal, match=sentence) as caught:
         cfg = configure(**given)
         pretrain(cfg, load_data(cfg), tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

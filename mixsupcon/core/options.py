@@ -350,7 +350,7 @@ def trace_code(obj: Any, seen: dict) -> dict:
     trees = [syntax(piece) for piece in pieces(obj)]
     seen[name] = "\n".join(map(ast.dump, trees))
     if is_dataclass(obj):
-        seen[name] += repr([(option.name, str(option.type), option.default) for option in fields(obj)])
+        seen[name] += repr([(option.name, str(option.type), getattr(obj, option.name, "none")) for option in fields(obj)])
     for parent in obj.__bases__ if isinstance(obj, type) else ():
         trace_code(parent, seen)
     for tree in trees:

@@ -6,12 +6,12 @@
 __all__ = ['torch', 'Partner', 'LamPer', 'Plain', 'uses_momentum_encoder', 'odds_of', 'Mixing', 'MixSupCon', 'MixLabels', 'IMix',
            'IMixBoth', 'UnMix', 'MixCo', 'MixSiam', 'draw_bit']
 
-# %% ../../nbs/core/08_strategies.ipynb #cf4c0d3f
-from dataclasses import dataclass, fields
+# %% ../../nbs/core/08_strategies.ipynb #a482d0f6
+from dataclasses import dataclass
 from typing import Literal
 
 from .goals import Goal, infonce, mean_by, predict, unit
-from .mixers import DEPTHS, MIXERS, PARTNERS, draw_mixer, mix
+from .mixers import DEPTHS, MIXERS, draw_mixer, mix
 from .options import Lazy, Positive, Share, YesNo, choose, real, require, split_numbers
 from .step import Step, View
 
@@ -32,11 +32,12 @@ class Plain:
         "The goal's base loss."
         return goal.base_loss(step)
 
-# %% ../../nbs/core/08_strategies.ipynb #d81d8fdb
+# %% ../../nbs/core/08_strategies.ipynb #679e3af1
 def uses_momentum_encoder(goal: Goal) -> bool:
     "Whether a momentum encoder makes the keys; it sees clean images only."
     return "momentum_encoder" in goal.parts
 
+# %% ../../nbs/core/08_strategies.ipynb #7c866a09
 def odds_of(words: str) -> list[float]:
     "The probabilities in `'.3 .7'`."
     values = split_numbers(words)
@@ -44,15 +45,16 @@ def odds_of(words: str) -> list[float]:
     require(fits, f"mixer_odds are probabilities that sum to one, such as '.3 .7', not {words!r}")
     return values
 
+# %% ../../nbs/core/08_strategies.ipynb #806437da
 @dataclass(frozen=True)
 class Mixing:
     "What all mixing strategies have."
-    mixer: str = "mixup"        # none, mixup, cutmix, resizemix, fmix, manifoldmix, inputmix; of several, each step draws one
-    mixer_odds: str = ""        # of several mixers: '.3 .7'; equal if left out
-    alpha: real(1e-3, 1e3) = 1. # mixing weights are drawn from Beta(alpha, alpha)
-    lam_per: LamPer = "sample"  # one weight per sample, or one per batch
-    fold: YesNo = "no"          # λ ← max(λ, 1-λ): an image weighs at least half in its mixture
-    partner: Partner = "perm"   # mix with: perm, cross_view, reverse, halves, derange, cross_derange
+    mixer: str = "mixup"         # none, mixup, cutmix, resizemix, fmix, manifoldmix, inputmix; several: one a step
+    mixer_odds: str = ""         # of several mixers: '.3 .7'; equal if left out
+    alpha: real(1e-3, 1e3) = 1.  # mixing weights are drawn from Beta(alpha, alpha)
+    lam_per: LamPer = "sample"   # one weight per sample, or one per batch
+    fold: YesNo = "no"           # λ ← max(λ, 1-λ): an image weighs at least half in its mixture
+    partner: Partner = "perm"    # mix with: perm, cross_view, reverse, halves, derange, cross_derange
     mixes, parts = True, ()
 
     def idle(self, cfg):
@@ -75,16 +77,14 @@ class Mixing:
         require(not shared, f"{cfg.method} mixes inside its network and cannot share batch norm: leave out share_bn")
 
     @property
-    def inside(self) -> bool:
-        "Whether it may mix inside the network."
+    def inside(self) -> bool:   # whether it may mix inside the network
         return any(name in DEPTHS for name in self.mixer.split())
 
-    def begin(self, step: Step) -> None:
-        "Draw the mixer of the step, and the depth at which it mixes."
+    def begin(self, step: Step) -> None:   # draw the mixer of the step, and the depth at which it mixes
         step.mixer, step.depth = draw_mixer(self.mixer, odds_of(self.mixer_odds), step.mixing_gen)
 
-    def mix(self, step: Step, own, other) -> tuple:
-        "Each of `own` mixed with a partner, who may be of the `other` view, and the matrix (N, N) that mixed them."
+    def mix(self, step: Step, own: "torch.Tensor", other: "torch.Tensor") -> tuple:
+        "Each of `own` mixed with a partner, perhaps of the view `other`, and the matrix (N, N) that mixed them."
         return mix(own, other, step.mixing_gen, step.mixer, self.alpha, self.lam_per, self.partner, self.fold == "yes")
 
     def example(self, step: Step) -> tuple:
@@ -99,13 +99,13 @@ class Mixing:
         step.share(views)
         return views, w
 
-# %% ../../nbs/core/08_strategies.ipynb #1f2cc571
+# %% ../../nbs/core/08_strategies.ipynb #2204f6f5
 @dataclass(frozen=True)
 class MixSupCon(Mixing):
     "Mixed views and mixed labels in one contrast set (MixSupCon, eq. 4)."
     partner: Partner = "cross_view"                      # mix with: an image of the other view, by default
-    contrast_set: Literal["2n", "n", "clean"] = "2n"     # all 2N mixtures, those of view 1, or the 2N clean rows as well
-    mixer_per: Literal["step", "view"] = "step"          # of several mixers, one is drawn per step, or per view as GenSCL
+    contrast_set: Literal["2n", "n", "clean"] = "2n"     # all 2N mixtures, those of view 1, or 2N clean rows as well
+    mixer_per: Literal["step", "view"] = "step"          # of several mixers, draw one per step, or per view as GenSCL
     added = dict(mixer_per="step")
 
     def idle(self, cfg):
@@ -117,7 +117,7 @@ class MixSupCon(Mixing):
         images = self.mixer_per == "step" or not self.inside
         require(images, "mixer_per view draws mixers of images: leave out manifoldmix, or take mixer_per step")
 
-    def mixed(self, step, x1, x2) -> list:
+    def mixed(self, step: Step, x1: "torch.Tensor", x2: "torch.Tensor") -> list:
         "Both views mixed, each with its matrix."
         first = self.mix(step, x1, x2)
         if self.mixer_per == "view":
@@ -133,6 +133,7 @@ class MixSupCon(Mixing):
         x, w = map(torch.cat, zip(*rows))                # (2N, C, H, W), (2N, N)
         return goal.score(step.net(x, step.depth), w @ goal.labels(step))
 
+# %% ../../nbs/core/08_strategies.ipynb #8dd31925
 @dataclass(frozen=True)
 class MixLabels(Mixing):
     "One view, mixed, and its labels by the same matrix (mixup, Zhang et al. 2018)."
@@ -142,7 +143,7 @@ class MixLabels(Mixing):
         (mixture,), w = self.mixture(step, step.views[0])
         return goal.score(mixture.z, w @ goal.labels(step))
 
-# %% ../../nbs/core/08_strategies.ipynb #2094b35b
+# %% ../../nbs/core/08_strategies.ipynb #23c11ab6
 @dataclass(frozen=True)
 class IMix(Mixing):
     "Mixtures of view 1 whose positives are their sources' keys in clean view 2 (i-Mix, eq. 3)."
@@ -169,6 +170,7 @@ class IMix(Mixing):
             total = total + goal.mixed_term(step, mixture, b, w)
         return total
 
+# %% ../../nbs/core/08_strategies.ipynb #cd54c3a8
 @dataclass(frozen=True)
 class IMixBoth(IMix):
     "i-Mix on SimCLR and SupCLR: mixtures of each view are compared with the clean rows of both (A.1, A.2)."
@@ -179,7 +181,7 @@ class IMixBoth(IMix):
         k, q = [unit(step.net(torch.cat(pair), step.depth)) for pair in (clean, (x1, x2))]   # (2N, D)
         return mean_by(torch.block_diag(w1, w2), goal.loss(step, q, k))
 
-# %% ../../nbs/core/08_strategies.ipynb #c10c092e
+# %% ../../nbs/core/08_strategies.ipynb #7553f9a9
 @dataclass(frozen=True)
 class UnMix(Mixing):
     "The base loss, and mixtures of view 1 whose positives are their sources' keys in view 2 (Un-Mix, eq. 5)."
@@ -200,7 +202,8 @@ class UnMix(Mixing):
         require(cfg.goal.views == 2 or usual, f"{cfg.method} has more than two views and mixes the first: "
                                               "leave out target_view and mixed_views")
         outside = not (self.mixed_views == "both" and uses_momentum_encoder(cfg.goal) and self.inside)
-        require(outside, f"mixed_views both shows {cfg.method}'s momentum encoder mixed images: choose a mixer of images")
+        require(outside, f"mixed_views both shows {cfg.method}'s momentum encoder mixed images: "
+                         "choose a mixer of images")
 
     def targets(self, view: View, views: list) -> list:
         "The views that the mixtures of `view` are compared with."
@@ -217,7 +220,7 @@ class UnMix(Mixing):
             loss = loss + sum(terms)/(len(step.views) - 1)
         return loss
 
-    def both_mixed(self, goal, step) -> "torch.Tensor":
+    def both_mixed(self, goal: Goal, step: Step) -> "torch.Tensor":
         "The loss of two views mixed by the same weights, boxes and partners."
         both = torch.cat(step.at_depth(*(view.x for view in step.views)), 1)   # channels of view 1, channels of view 2
         x, _ = self.mix(step, both, both)
@@ -225,7 +228,7 @@ class UnMix(Mixing):
         own = torch.eye(len(x), device=x.device)
         return sum(goal.mixed_term(step, a, b, own) for a, b in goal.directions(mixed))
 
-# %% ../../nbs/core/08_strategies.ipynb #467659eb
+# %% ../../nbs/core/08_strategies.ipynb #5168c37a
 @dataclass(frozen=True)
 class MixCo(Mixing):
     "The base loss, and half as many mixtures whose positives are both sources' keys (MixCo, Kim et al. 2020)."
@@ -245,7 +248,7 @@ class MixCo(Mixing):
             loss = loss + self.mix_weight*mean_by(w @ goal.positives(step.y), table)/len(directions)
         return loss
 
-    def half_mixed(self, step: Step, goal, view: View) -> tuple:
+    def half_mixed(self, step: Step, goal: Goal, view: View) -> tuple:
         "The mixtures of the first half of a view with the second, and their matrix (N/2, N)."
         half = len(step.y)//2
         own, = step.at_depth(view.x)
@@ -256,7 +259,7 @@ class MixCo(Mixing):
                 each.encoder_batch = each.head_batch = [view, mixture]
         return mixture, w[:half]
 
-# %% ../../nbs/core/08_strategies.ipynb #d8c2d5ec
+# %% ../../nbs/core/08_strategies.ipynb #374d52b0
 @dataclass(frozen=True)
 class MixSiam(Mixing):
     "SimSiam, and mixtures of an image's two views that predict the aggregate of both outputs (Guo et al. 2021)."
@@ -304,6 +307,7 @@ class MixSiam(Mixing):
         q, k = predict(step, step.net(x)), unit(self.aggregated(step).detach())   # stop-gradient
         return self.siam_weight*siam + (1 - self.siam_weight)*mean_by(w, -q @ k.T)
 
+# %% ../../nbs/core/08_strategies.ipynb #ef7dd4e7
 def draw_bit(step: Step) -> int:
     "0 or 1."
     return int(torch.randint(2, (1,), generator=step.gen))

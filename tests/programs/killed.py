@@ -73,7 +73,7 @@ def in_third_epoch(root, wait):
 
 def compare(method, number, root):
     "What differs between a straight training, one that was killed and resumed, and one with another seed."
-    given = dict(method=method, image_size=8, train_images=320, epochs=4, save_seconds=0.)
+    given = dict(method=method, image_size=8, train_images=192, epochs=4, save_seconds=0.)
     cfg = configure(**given)
     data = load_data(cfg)
     straight, broken, other = (root/f"{method}-{how}" for how in ("straight", "killed", "other"))
@@ -87,10 +87,14 @@ def compare(method, number, root):
             break
     left = [int(path.name.split("-")[1]) for path in checkpoints(folder_of(broken))]
     fork(lambda: train_whole(cfg, data, broken))
-    fork(lambda: train_whole(configure(**given, seed=1), data, other))
-    a, b, control = ended(straight), ended(broken), ended(other)
-    return dict(killed=killed, left=left, tensors=len(a) - 2, control=sum(a[k] != control.get(k) for k in a),
-                differ=[k for k in a if a[k] != b.get(k)] + sorted({*b} - {*a}))
+    a, b = ended(straight), ended(broken)
+    differ = [k for k in a if a[k] != b.get(k)] + sorted({*b} - {*a})
+    found = dict(killed=killed, left=left, tensors=len(a) - 2, differ=differ)
+    if number % 6 == 0:   # the comparison can fail
+        fork(lambda: train_whole(configure(**given, seed=1), data, other))
+        control = ended(other)
+        found |= dict(control=sum(a[k] != control.get(k) for k in a))
+    return found
 
 
 if __name__ == "__main__":

@@ -8,46 +8,52 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mixsupcon import studies, tables
+from mixsupcon.core.configure import SCALES, Paper, Scale, Study
+from mixsupcon.lab.experiment import run_missing
+from mixsupcon.report import studies
 
-TINY = studies.Scale("a test", {"digits": dict(preset="few", image_size=8, epochs=40, probe_epochs=2, save_seconds=0.)}, (1.,), 3, 3, "cpu")
+QUICK = dict(preset="digits50", image_size=8, epochs=40, probe_epochs=2, save_seconds=0.)
 
 
-def only_two(scale):
-    return dict(linear=studies.Study("Linear evaluation", studies.methods("supcon", "ce"), "supcon", TINY.data))
+def two_rows(scale):
+    rows = {name: dict(method=name) for name in ("supcon", "ce")}
+    return dict(linear=Study("Linear evaluation", rows, "supcon", {"digits": QUICK}))
+
+
+PAPERS = dict(tiny=Paper("A test", "", {}, two_rows))
 
 
 def enter():
-    "The scale `tiny` beside the others, and its two rows."
-    studies.SCALES["tiny"] = TINY
-    studies.studies = tables.studies = only_two
+    "The scale `tiny` beside the others; the papers' studies are its two rows."
+    SCALES["tiny"] = Scale("a test", "cpu", seeds=3, fewer=3, together=3)
+    studies.all_papers = lambda: PAPERS
 
 
 @contextmanager
 def scale():
-    before = studies.studies
+    before = studies.all_papers
     enter()
     try:
         yield
     finally:
-        studies.studies = tables.studies = before
-        del studies.SCALES["tiny"]
+        studies.all_papers = before
+        del SCALES["tiny"]
+
+
+def run_all(root):
+    torch.set_num_threads(1)
+    run_missing(studies.find_runs(studies.plan("tiny"), root)[0], root)
 
 
 def killed_at(root, seconds):
     "Works in a child that is killed after `seconds`; whether it was still at it."
     child = os.fork()
     if not child:
-        performed(root)
+        run_all(root)
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1] == signal.SIGKILL
-
-
-def performed(root):
-    torch.set_num_threads(1)
-    studies.performed("tiny", ["linear"], root)
 
 
 if __name__ == "__main__":
@@ -55,5 +61,5 @@ if __name__ == "__main__":
     root, kills, rng, killed = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0), 0
     while killed < kills and killed_at(root, rng.uniform(.05, .4)):
         killed += 1
-    performed(root)
+    run_all(root)
     print(killed)

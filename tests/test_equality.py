@@ -64,6 +64,8 @@ def computed(case):
 
 def difference(a, b):
     "The largest difference of two nested numbers, relative where they are above one; infinite for another shape."
+    if b is None:
+        return float("inf")
     if isinstance(a, dict):
         return max((difference(a[k], b[k]) for k in a), default=0) if a.keys() == b.keys() else float("inf")
     if isinstance(a, list):

@@ -8,6 +8,8 @@ from mixsupcon.core.methods import METHODS
 from mixsupcon.core.options import Refusal, values
 from mixsupcon.lab.experiment import Result
 from mixsupcon.lab.runs import check_seal, read_config, read_log, run_folders
+from mixsupcon.report.studies import folders_by_key, run_key
+from mixsupcon.report.tables import probe_table, run_table
 
 RUNS = sorted((Path(__file__).parent/"data"/"first_version_runs").iterdir())
 RECIPES = json.loads((Path(__file__).parent/"data"/"first_version_recipes.json").read_text())
@@ -99,3 +101,26 @@ def test_recipes_are_what_they_were(preset):
         for both in changed.items():
             unlike.setdefault(both, []).append(method)
     assert not unlike, "\n".join(f"{both}: {', '.join(methods)}" for both, methods in unlike.items())
+
+
+# ---- the report
+
+def test_they_are_in_the_tables(first_version_runs):
+    "Every number of every run, with its method, preset and what was changed."
+    folders = run_folders(first_version_runs)
+    table = run_table(folders)
+    assert len(table) == sum(len(Result(folder).metrics["rows"]) for folder in folders)
+    assert {*table.method} == {name(folder) for folder in RUNS} and {*table.preset} == {"digits50"}
+
+
+def test_their_probes_are_in_the_tables(first_version_runs):
+    for folder in run_folders(first_version_runs):
+        assert probe_table(folder).protocol.tolist() == ["lin_supcontrast"]
+
+
+def test_they_stand_beside_new_runs_in_a_study(first_version_runs):
+    "As the run that the study plans, if it has the same options."
+    folders, odd = folders_by_key(first_version_runs)
+    assert not odd and sum(map(len, folders.values())) == len(RUNS)
+    for folder in run_folders(first_version_runs):
+        assert folder in folders[run_key(read_config(folder))]

@@ -92,7 +92,8 @@ def test_a_whole_run_is_complete(finished):
     metrics = json.loads((folder/"metrics.json").read_text())
     assert {row["protocol"] for row in metrics["rows"]} == {"lin_supcontrast", "knn5", "knn20", "knn200", "features"}
     figures = {"curves.png", "tsne.png", "confusion.png", "views.png"}
-    assert {"config.json", "env.json", "log.jsonl", "encoder.safetensors"} | figures <= {p.name for p in folder.iterdir()}
+    records = {"config.json", "env.json", "log.jsonl", "encoder.safetensors"}
+    assert records | figures <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow

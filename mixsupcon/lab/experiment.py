@@ -120,10 +120,10 @@ def run_seeds(cfg: Config, repeats: int, root: Path | None = None, wait: float =
     "The folders of `repeats` runs: the configuration's seed and those after it."
     return run_all([amended(cfg, seed=cfg.seed + i) for i in range(repeats)], root, wait)
 
-# %% ../../nbs/lab/04_experiment.ipynb #5e71e280
+# %% ../../nbs/lab/04_experiment.ipynb #8a4ac909
 def run_missing(runs: "pandas.DataFrame", root: Path | None = None, wait: float = 86400) -> None:
     "Run the planned runs that are not complete, with the map and the pictures of each group's first seed."
-    gone = {run.cfg: run.first for run in runs.itertuples() if run.state != "complete"}
+    gone = {run.cfg: run.first for run in runs.itertuples() if run.state not in ("complete", "other code")}
     for folder, first in zip(run_all(list(gone), root, wait), gone.values()):
         if read_config(folder).seed == first:
             draw_run(Result(folder))

@@ -270,9 +270,10 @@ def training_code(cfg: Config) -> dict:
     "The fingerprints of all code that the training of a run uses."
     return code_behind(cfg) | code_of(train_epoch, step_views, net_for, optimizer_for, batches_of)
 
-# %% ../../nbs/lab/02_train.ipynb #1e7b91b7
-def check_code(folder: Path, training: dict, later: Mapping = {}) -> str:
+# %% ../../nbs/lab/02_train.ipynb #3522b184
+def check_code(folder: Path, training: dict, later: Mapping | None = None) -> str:
     "A warning if the run was made by code that has changed since; half a training by changed code is refused."
+    later = later or {}
     changed, finished = code_changes(folder, training | later), (folder/"training.json").exists()
     if not changed:
         return ""
@@ -293,13 +294,14 @@ def check_sizes(cfg: Config, data: Dataset) -> None:
     instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
     require(not large, f"small crops are not smaller than the images' {side} pixels: {instead}")
 
-# %% ../../nbs/lab/02_train.ipynb #7b4bedec
-def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0, later: Mapping = {}) -> Path:
+# %% ../../nbs/lab/02_train.ipynb #465f952d
+def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,
+             later: Mapping | None = None) -> Path:
     "The folder of a run, trained to the end as far as that is not done; `later`: fingerprints of the judging code."
     check_sizes(cfg, data)
     cfg, data_hash = resolve_device(cfg), fingerprint(data)
     code = training_code(cfg)
-    folder = open_run(cfg, data_hash, root, wait, code | later)
+    folder = open_run(cfg, data_hash, root, wait, code | dict(later or {}))
     try:
         warning = check_code(folder, code, later)
         if (folder/"training.json").exists():

@@ -115,9 +115,9 @@ def published_numbers(paper: str) -> "pd.DataFrame":
     numbers = pd.read_csv(files("mixsupcon.papers")/"published.csv")
     return numbers[numbers.paper == paper].drop(columns="paper").reset_index(drop=True)
 
-# %% ../../nbs/papers/00_digits.ipynb #cf147ad9
+# %% ../../nbs/papers/00_digits.ipynb #ff3be82a
 PAPER = Paper(
     title="Bundled digits",
     cite="E. Alpaydin and C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning "
          "Repository.",
-    recipes=dict(digits=digits, digits50=digits50), studies=lambda scale: {}, published="", beside=())
+    recipes=dict(digits=digits, digits50=digits50), studies=lambda scale: {}, published="", beside=(), chapter=0)

@@ -166,7 +166,7 @@ beside = (
     Beside("C.2(text)", "test_top1", "", CLASSIFIER, {}, {}),
     Beside("text 4.2", "test_top1", "", CLASSIFIER, {}, {}))
 
-# %% ../../nbs/papers/02_imix.ipynb #28c57ebf
+# %% ../../nbs/papers/02_imix.ipynb #5d82a876
 PAPER = Paper(
     title="i-Mix",
     cite="K. Lee, Y. Zhu, K. Sohn, C.-L. Li, J. Shin and H. Lee (2021). i-Mix: A Domain-Agnostic Strategy for "
@@ -174,4 +174,4 @@ PAPER = Paper(
          "https://github.com/kibok90/imix.",
     recipes=dict(imix=imix, imix_cifar10=imix_cifar10, imix_cifar100=imix_cifar100,
                  imix_unaugmented=imix_unaugmented, imix_imagenet=imix_imagenet),
-    studies=studies, published="i-Mix", beside=beside)
+    studies=studies, published="i-Mix", beside=beside, chapter=2)

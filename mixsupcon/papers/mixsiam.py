@@ -77,10 +77,10 @@ beside = (
     Beside("3", "top1", "", "their protocol is not printed", {}, {}),
     Beside("Fig4(text)", "top1", "", "their protocol is not printed", {}, {}))
 
-# %% ../../nbs/papers/04_mixsiam.ipynb #5ed85992
+# %% ../../nbs/papers/04_mixsiam.ipynb #886d698a
 PAPER = Paper(
     title="MixSiam",
     cite="X. Guo, T. Zhao, Y. Lin and B. Du (2021). MixSiam: A Mixture-based Approach to Self-supervised "
          "Representation Learning. https://arxiv.org/abs/2111.02679.",
     recipes=dict(siam_cifar=siam_cifar, siam_imagenet=siam_imagenet),
-    studies=studies, published="MixSiam", beside=beside)
+    studies=studies, published="MixSiam", beside=beside, chapter=4)

@@ -177,7 +177,7 @@ beside = (
     Beside("README", "top1", "", NO_PROTOCOL, {}, {}),
     Beside("Fig8", "top1", "", NO_PROTOCOL, {}, {}))
 
-# %% ../../nbs/papers/03_unmix.ipynb #ddb475d9
+# %% ../../nbs/papers/03_unmix.ipynb #7ce89dcb
 PAPER = Paper(
     title="Un-Mix",
     cite="Z. Shen, Z. Liu, Z. Liu, M. Savvides, T. Darrell and E. Xing (2022). Un-Mix: Rethinking Image Mixtures for "
@@ -187,4 +187,4 @@ PAPER = Paper(
         wmse_authors=wmse_authors, wmse_authors_tiny_imagenet=wmse_authors_tiny_imagenet,
         wmse_authors_stl10=wmse_authors_stl10, moco_cifar=moco_cifar, swav_cifar=swav_cifar,
         swav_bottleneck=swav_bottleneck, moco_imagenet=moco_imagenet),
-    studies=studies, published="Un-Mix", beside=beside)
+    studies=studies, published="Un-Mix", beside=beside, chapter=3)

@@ -4,6 +4,7 @@
     python tests/programs/notebooks.py nbs/core/01_mixers.ipynb      # some
 """
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,14 +38,22 @@ def clean(notebook):
     return notebook
 
 
+def tidy(text):
+    "Text without speed and remaining time of training, and without paths of temporary folders."
+    return re.sub(r"/tmp/\w+/", "", re.sub(r" +[\d,]+ views/s +[\d:]+ left", "", text))
+
+
 def joined(outputs):
     "Outputs without counts and metadata; texts printed one after the other are one."
     kept = []
     for output in (output for output in outputs if output.get("name") != "stderr"):
         if "execution_count" in output:
             output.execution_count = None
-        if "metadata" in output:
+        if output.output_type == "stream":
+            output.text = tidy(output.text)
+        elif "metadata" in output:
             output.metadata = {}
+            output.data = {kind: tidy(v) if kind.startswith("text/") else v for kind, v in output.data.items()}
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1].text += output.text
         else:

@@ -181,8 +181,8 @@ def renamed(method, given):
 
 ACTS = """arch bn_splits head hidden out together tau base_tau denominator normalizer label_sim empty include_self pot
 sides own_view queue momentum predictor prototypes sinkhorn_eps sinkhorn_steps small_crops small_size white_size
-white_eps white_times mixer mixer_odds alpha lam_per fold partner inputmix mixed_views target_view anchors mix_weight mix_tau
-siam_weight view_share aggregate aggregate_at mixture""".split()   # options that act in the loss
+white_eps white_times mixer mixer_odds alpha lam_per fold partner inputmix mixed_views target_view anchors mix_weight
+mix_tau siam_weight view_share aggregate aggregate_at mixture""".split()   # options that act in the loss
 
 
 @contextmanager

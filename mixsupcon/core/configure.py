@@ -245,20 +245,21 @@ def require_same_probe(old: dict) -> None:
         require(same, f"a run of the first version with probe_{name} {old[f'probe_{name}']}, "
                       f"which {old['probe']} does not have now")
 
-# %% ../../nbs/core/10_configure.ipynb #9c760f40
+# %% ../../nbs/core/10_configure.ipynb #81361b11
 START = "its classifier now starts at N(0, .01)"
 CORRECTED = dict(   # parts whose numbers differ from the first version's: why, and the options that must be set for it
     MixCo=("it now mixes and embeds as its authors' code", ()),
     SwAV=("crops now share batch norm, and each view has its queue", ("queue", "small_crops")),
     SwAVCodesOnly=("crops now share batch norm, and each view has its queue", ("queue", "small_crops")),
-    LinMoCo=(START, ()), LinSimSiam=(START, ()), LinTransfer=(START, ()), LinIMix=(START, ()), LinIMixReleased=(START, ()))
+    LinMoCo=(START, ()), LinSimSiam=(START, ()), LinTransfer=(START, ()),
+    LinIMix=(START, ()), LinIMixReleased=(START, ()))
 
 def require_uncorrected(owners: list, old: dict) -> None:
     "Refuse a run of the first version whose numbers have been corrected since."
     for owner in owners:
         reason, names = CORRECTED.get(owner.__name__, ("", ("none",)))
         same = names and not any(old.get(name) for name in names)
-        require(same, f"a run of the first version of {owner.__name__}, whose numbers have been corrected since: {reason}")
+        require(same, f"a run of the first version of {owner.__name__}, corrected since: {reason}")
 
 # %% ../../nbs/core/10_configure.ipynb #99279ee8
 def from_first_version(old: dict) -> dict:

@@ -50,7 +50,7 @@ def linear_evaluation(scale: str) -> Study:
         Figure("t-SNE", "t-SNE of the test images, first seed", {}))
     return Study("Linear evaluation", rows, "supcon", EVERYWHERE[scale], figures=figures)
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #7f40993e
+# %% ../../nbs/papers/01_mixsupcon.ipynb #3e5582eb
 MIXERS = "mixup", "cutmix", "resizemix", "fmix", "manifoldmix"
 ALPHAS = dict(small=(.2, 1., 4.), paper=(.1, .2, .4, .5, .8, 1., 2., 4.))
 
@@ -61,7 +61,8 @@ def mixer_ablation(scale: str) -> Study:
     rows = dict(unmixed=dict(mixer="none")) | rows | dict(inputmix=dict(mixer="inputmix"))
     seen = dict(unmixed="unmixed") | {mixer: f"{mixer} 1" for mixer in MIXERS} | dict(inputmix="inputmix")
     figures = (
-        Figure("heat map", "Difference from no mixing; a star where p (Holm) is at most .05; FMix as printed, not as released",
+        Figure("heat map", "Difference from no mixing; a star where p (Holm) is at most .05; "
+               "FMix as printed, not as released",
                dict(cells=cells | dict(inputmix=("inputmix", None)))),
         Figure("mixtures", "The first images of the first seed, mixed (by ManifoldMix as it mixes the input); "
                "beneath, what the label becomes", dict(rows=seen)))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['pandas', 'SCALES', 'PAPERS', 'LAYERING', 'RENAMED', 'WORDS', 'START', 'CORRECTED', 'Recipe', 'Figure', 'Study',
-           'Beside', 'Paper', 'Scale', 'load_papers', 'papers', 'recipes', 'default_preset', 'layered', 'owner_of',
-           'default_of', 'scaled_with_batch', 'shortened', 'configure', 'check_known', 'range_of', 'list_options',
-           'departures', 'fidelity', 'translated', 'require_same_probe', 'require_uncorrected', 'from_first_version',
-           'read']
+           'Beside', 'Paper', 'Scale', 'load_papers', 'papers', 'recipes', 'published_numbers', 'default_preset',
+           'layered', 'owner_of', 'default_of', 'scaled_with_batch', 'shortened', 'configure', 'check_known',
+           'range_of', 'list_options', 'departures', 'fidelity', 'translated', 'require_same_probe',
+           'require_uncorrected', 'from_first_version', 'read']
 
 # %% ../../nbs/core/10_configure.ipynb #d4da7baf
 import importlib, pkgutil
@@ -92,7 +92,7 @@ SCALES = dict(
     small=Scale("Fifty of the bundled digits, ResNet-8, 80 epochs", "cpu", seeds=16, fewer=10, together=16),
     paper=Scale("The papers' data and recipes", "cuda", seeds=3, fewer=3, together=1))
 
-# %% ../../nbs/core/10_configure.ipynb #68c9a680
+# %% ../../nbs/core/10_configure.ipynb #2b2897ba
 PAPERS: dict = {}   # name → Paper: those of the package when first asked for, and your own
 
 @cache
@@ -100,8 +100,7 @@ def load_papers() -> None:
     "Add the papers of the package to `PAPERS`."
     package = importlib.import_module("mixsupcon.papers")
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-        found = importlib.import_module(f"mixsupcon.papers.{module}")
-        PAPERS.setdefault(module, found.PAPER)
+        PAPERS.setdefault(module, importlib.import_module(f"mixsupcon.papers.{module}").PAPER)
 
 def papers() -> dict:
     "All papers: name → Paper."
@@ -111,6 +110,12 @@ def papers() -> dict:
 def recipes() -> dict:
     "All recipes: name → Recipe."
     return {name: recipe for paper in papers().values() for name, recipe in paper.recipes.items()}
+
+# %% ../../nbs/core/10_configure.ipynb #b4564649
+def published_numbers(paper: str) -> "pandas.DataFrame":
+    "The numbers that a paper (or its authors' README) reports, with what is uncertain about them."
+    from importlib.resources import files
+    return pandas.read_csv(files("mixsupcon.papers")/"published.csv").query("paper == @paper").reset_index(drop=True)
 
 # %% ../../nbs/core/10_configure.ipynb #3455fd42
 def default_preset(given: dict) -> str:
@@ -192,10 +197,9 @@ def range_of(kind: Any) -> str:
     return f"{where.low:g} to {where.high:g}" if hasattr(where, "low") else ", ".join(
         name for name in where.known if name)
 
-# %% ../../nbs/core/10_configure.ipynb #524f0a18
+# %% ../../nbs/core/10_configure.ipynb #88260b6e
 def list_options(method: str = "mixsupcon", **given) -> "pandas.DataFrame":
     "A table of the options that change a run of a method: owner, value, what it may be and what it means."
-    import pandas
     cfg = configure(method, **given)
     useless = idle(cfg)
     rows = [dict(option=name, owner=type(part).__name__, value=getattr(part, name), allowed=range_of(kind),

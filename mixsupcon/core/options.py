@@ -219,16 +219,16 @@ def refuse(method: str, name: str, mine: list, others: list) -> None:
     near = difflib.get_close_matches(name, [n for owner in [*mine, *others] for n in options(owner)], n=1)
     raise ConfigError(f"unknown option {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
 
-# %% ../../nbs/core/00_options.ipynb #9ed1d2ba
+# %% ../../nbs/core/00_options.ipynb #fb2ff743
 def with_choices(owners: list, settings: dict) -> list:
     "The classes, and those that the values of their choices bring."
-    found = []
+    classes = []
     for owner in owners:
-        found.append(owner)
+        classes.append(owner)
         for name, table in getattr(owner, "choices", {}).items():
             value = settings.get(name, getattr(owner, name))
-            found += [table[value]] if value in table else []
-    return found
+            classes += [table[value]] if value in table else []
+    return classes
 
 # %% ../../nbs/core/00_options.ipynb #20884371
 def assembled(method: str, preset: str, owners: list, settings: dict, given: dict, others: list) -> Config:

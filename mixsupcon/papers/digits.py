@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pd', 'digits', 'digits50', 'DATA', 'TRANSFER', 'MOCO_V2', 'PAPER', 'methods', 'with_and_without', 'against_bases',
-           'with_recipe', 'in_words', 'aligned', 'recipe_table', 'source_table', 'study_table', 'published_numbers']
+           'with_recipe', 'in_words', 'aligned', 'recipe_table', 'source_table', 'study_table']
 
 # %% ../../nbs/papers/00_digits.ipynb #8c4e1231
 from collections.abc import Callable
@@ -107,13 +107,6 @@ def study_table(studies: Callable) -> "pd.DataFrame":
             row = table.setdefault(name, dict(title=study.title))
             row[f"{scale}: rows × data × seeds"] = f"{len(study.rows)} × {len(study.data)} × {seeds}"
     return aligned(table).T
-
-# %% ../../nbs/papers/00_digits.ipynb #d4232f50
-def published_numbers(paper: str) -> "pd.DataFrame":
-    "The numbers that a paper (or its authors' README) reports, with what is uncertain about them."
-    from importlib.resources import files
-    numbers = pd.read_csv(files("mixsupcon.papers")/"published.csv")
-    return numbers[numbers.paper == paper].drop(columns="paper").reset_index(drop=True)
 
 # %% ../../nbs/papers/00_digits.ipynb #ff3be82a
 PAPER = Paper(

@@ -7,15 +7,15 @@ __all__ = ['np', 'pd', 'NUMBERS', 'COSTS', 'COLUMNS', 'FEATURES', 'COST', 'FAITH
            'probe_row', 'probe_table', 'embedding_table', 'protocol_roles', 'numbers_of', 'with_numbers',
            'paired_differences', 'compare_row', 'study_table', 'spread', 'signed', 'p_word', 'baseline_words',
            'difference_word', 'words_of_row', 'study_words', 'study_conclusion', 'mean_table', 'mean_words',
-           'feature_columns', 'feature_numbers', 'distinct_rows', 'published_numbers', 'recipe_key', 'settings_of',
-           'comparable', 'measured_beside', 'runs_by_recipe', 'published_table', 'Results', 'study_results',
-           'summary_results', 'results', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
+           'feature_columns', 'feature_numbers', 'distinct_rows', 'recipe_key', 'settings_of', 'comparable',
+           'measured_beside', 'runs_by_recipe', 'published_table', 'Results', 'study_results', 'summary_results',
+           'results', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
 
-# %% ../../nbs/report/02_tables.ipynb #e8cdb400
+# %% ../../nbs/report/02_tables.ipynb #e571d797
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.configure import configure, departures, fidelity
+from ..core.configure import configure, departures, fidelity, published_numbers
 from ..core.configure import papers as all_papers
 from ..core.options import Lazy, gathered, idle, values
 from ..lab.data import write
@@ -252,12 +252,7 @@ def distinct_rows(numbers: "pd.DataFrame") -> "pd.DataFrame":
     own = firsts[~firsts.duplicated()].index
     return numbers[[row in own for row in zip(numbers.study, numbers["data"], numbers.row)]]
 
-# %% ../../nbs/report/02_tables.ipynb #af89766b
-def published_numbers(paper: str) -> "pd.DataFrame":
-    "What a paper reports, with its table, source and doubts."
-    from importlib.resources import files
-    return pd.read_csv(files("mixsupcon.papers")/"published.csv").query("paper == @paper")
-
+# %% ../../nbs/report/02_tables.ipynb #f9320dd9
 def recipe_key(cfg: Any) -> tuple:
     "What is equal for two configurations of one recipe: all but seed, machine and what changes no number."
     skipped = {*gathered(cfg, "free"), *gathered(cfg, "aside"), *idle(cfg)}

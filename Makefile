@@ -27,7 +27,7 @@ test: setup
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_repository.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --ignore tests/test_repository.py --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_repository.py --durations 10
 
 # a second call goes on where the first stopped; what failed is named at the end, and the report is written all the same
 paper: setup

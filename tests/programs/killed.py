@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import IPython.display   # noqa: F401 -- here and not in every child
+import safetensors.torch   # noqa: F401
 import torch
 
 torch.set_num_threads(1)

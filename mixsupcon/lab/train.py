@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['device_of', 'resolve_device', 'net_for', 'optimizer_for', 'Learner', 'step_views', 'compute_loss', 'momentum_at',
            'update_weights', 'NonFinite', 'Collapsed', 'images_to_learn', 'batches_of', 'train_epoch', 'check_spread',
-           'write_terminal', 'report', 'clock', 'resume', 'finish', 'train', 'training_code', 'check_code',
-           'check_sizes', 'pretrain', 'load_net', 'label_shares', 'first_step']
+           'resume', 'finish', 'train', 'training_code', 'check_code', 'check_sizes', 'pretrain', 'load_net',
+           'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #522f130a
-import io, math, os, sys, time
+# %% ../../nbs/lab/03_train.ipynb #393984b3
+import math, time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..core.recipe import OPTIMIZERS, Head, learning_rate, rescale_by_trust
 from ..core.step import Step
 from ..core.views import random_view
 from .data import Dataset, fingerprint
+from .progress import clock, report, write_terminal   # noqa: F401
 from .runs import (
     RunError, checkpoints, code_changes, digest, load_checkpoint, log, open_run, pack, read_config, read_json, rewind,
     save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
@@ -183,32 +184,6 @@ def check_spread(spread: torch.Tensor | None, epoch: int) -> dict:
         raise Collapsed(f"the outputs have collapsed to one in epoch {epoch} (spread {spread.item():.4f}): "
                         "try a lower lr, or a head with batch norm")
     return dict(spread=spread.item())
-
-# %% ../../nbs/lab/03_train.ipynb #3b4a55f1
-def write_terminal(text: str) -> None:
-    "Write `text` to the terminal that the process was started from, if there is one."
-    with suppress(OSError, io.UnsupportedOperation, AttributeError):
-        number = sys.stderr.fileno()
-        start = "\r\033[K" if os.isatty(number) else "\r"   # over papermill's bar
-        os.write(number, "".join(f"{start}{line:<79}\n" for line in text.splitlines()).encode())
-
-# %% ../../nbs/lab/03_train.ipynb #482d23e1
-def report(line: str, display: Any = None) -> Any:
-    "Show `line` on the terminal and in the notebook, there instead of the line in `display`."
-    write_terminal(line)
-    from IPython import get_ipython
-    from IPython.display import display as show
-    if get_ipython() is None:
-        return None
-    if display is None:
-        return show({"text/plain": line}, raw=True, display_id=True)
-    display.update({"text/plain": line}, raw=True)
-    return display
-
-def clock(seconds: float) -> str:
-    "`3:07` or `1:02:03`."
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes//60}:{minutes%60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 # %% ../../nbs/lab/03_train.ipynb #c9616e37
 def resume(learner: Learner, folder: Path, identity: str) -> dict:

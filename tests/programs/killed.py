@@ -16,6 +16,7 @@ from pathlib import Path
 import IPython.display   # noqa: F401 -- here and not in every child
 import safetensors.torch   # noqa: F401
 import torch
+import torch._dynamo   # noqa: F401 -- which the first optimiser of a process imports
 
 torch.set_num_threads(1)
 from mixsupcon.core.configure import configure   # noqa: E402

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['torch', 'models', 'view_drawing', 'BASES', 'METHODS', 'Method', 'of', 'mixed', 'all_owners', 'register',
-           'input_mixed', 'begin_step', 'loss_of', 'parts_of_net', 'code_behind']
+           'input_mixed', 'begin_step', 'loss_of', 'parts_of_net', 'changes_numbers', 'code_behind']
 
 # %% ../../nbs/core/09_methods.ipynb #51a167c6
 from typing import NamedTuple
@@ -128,10 +128,16 @@ def parts_of_net(cfg: Config) -> list:
     parts = [*cfg.goal.parts, *cfg.strategy.parts]
     return [part for part in parts if part != "queue" or cfg.queue]
 
-# %% ../../nbs/core/09_methods.ipynb #e314528b
+# %% ../../nbs/core/09_methods.ipynb #1ab5b694
+def changes_numbers(owner: type) -> bool:
+    "Whether a part of a run is more than options that change no number."
+    own = options.options(owner)
+    return not own or not {*own} <= {*getattr(owner, "free", ())}
+
+# %% ../../nbs/core/09_methods.ipynb #3eca7ea8
 def code_behind(cfg: Config) -> dict:
     "The fingerprints of all code that the training of a run uses: name → twelve digits."
-    functions = [type(part) for part in cfg.parts] + [loss_of, Step, mixing.mix, view_drawing.random_view]
+    functions = [type(part) for part in cfg.parts if changes_numbers(type(part))] + [loss_of, Step, mixing.mix, view_drawing.random_view]
     functions += [models.make_net, models.Net, models.update_state, models.momentum_keys, models.BACKBONES[cfg.arch]]
     functions += [function for part in parts_of_net(cfg) for function in models.PARTS[part] if function]
     if not cfg.goal.classifier:

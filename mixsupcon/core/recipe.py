@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['torch', 'DATASET_NAMES', 'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', 'SCHEDULES', 'Rate', 'Epochs', 'Batch', 'Area',
-           'PROBES', 'PROBE_SCHEDULES', 'Data', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS', 'rescale_by_trust',
-           'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb', 'learning_rate',
-           'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinIMix', 'LinIMixReleased', 'LinSimSiam',
-           'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate', 'Machine', 'shared_parts', 'all_parts']
+           'PROBES', 'PROBE_SCHEDULES', 'TRACKERS', 'Data', 'OwnImages', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS',
+           'rescale_by_trust', 'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb',
+           'learning_rate', 'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinIMix',
+           'LinIMixReleased', 'LinSimSiam', 'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate',
+           'Machine', 'Tracking', 'shared_parts', 'all_parts']
 
-# %% ../../nbs/core/05_recipe.ipynb #92c6f750
+# %% ../../nbs/core/05_recipe.ipynb #c668a21d
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from .options import (
-    Config, Lazy, Share, Words, YesNo, positive_numbers, real, require, require_multiple, shares, whole)
+    Config, Lazy, Share, Words, YesNo, choose, positive_numbers, real, require, require_multiple, shares, whole)
 from .views import InputMix, Views
 
 torch = Lazy("torch")   # imported when first used
@@ -35,6 +36,16 @@ class Data:
     transfer: str = ""   # other data sets to probe the features on: 'cifar100 stl10'
     seed: whole(0, 2**31 - 1) = 0   # of every random draw
     free, aside = ("data_dir", "download"), ("seed",)
+
+# %% ../../nbs/core/05_recipe.ipynb #1a7f3353
+@dataclass(frozen=True)
+class OwnImages:
+    "How a folder of images of one's own is read."
+    test_share: real(0, .9) = .2   # share of each class held out for testing, where there is no test/ and no val/
+    bad_images: Literal["refuse", "skip"] = "refuse"   # images that cannot be read; skip: leave them out and list them
+    free, added = ("test_share", "bad_images"), dict(test_share=.2, bad_images="refuse")
+
+Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
 # %% ../../nbs/core/05_recipe.ipynb #62808173
 ARCH_NAMES = ("resnet8", "resnet18", "resnet18_pool", "bottleneck18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -339,14 +350,27 @@ class Machine:
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
     free, aside = ("save_seconds",), ("device", "precision", "compile")
 
-# %% ../../nbs/core/05_recipe.ipynb #df4159c3
+# %% ../../nbs/core/05_recipe.ipynb #ee19d292
+TRACKERS = "tensorboard", "wandb", "mlflow"   # each a library of its own, installed by the extra `track`
+
+@dataclass(frozen=True)
+class Tracking:
+    "Where else a training is logged."
+    track: str = "none"   # none, tensorboard, wandb, mlflow; of several, separated by spaces
+    free, added = ("track",), dict(track="none")
+
+    def check(self, cfg):
+        for name in self.track.split() or [self.track]:
+            choose({word: word for word in ("none", *TRACKERS)}, name, "track")
+
+# %% ../../nbs/core/05_recipe.ipynb #a72edc2d
 def shared_parts(goal) -> tuple:
     "The classes of options that every run with this goal has."
     head = () if goal.classifier else (Head,)
     overlay = () if goal.views == 1 else (InputMix,)
-    return (Data, Views, Encoder, *head, *overlay, Training, Probe, Machine)
+    return (Data, Views, Encoder, *head, *overlay, Training, Probe, Machine, Tracking)
 
 def all_parts() -> list:
     "Every class of options in this notebook and in `views`: the owners that a refusal can name."
     chosen = [*OPTIMIZERS.values(), *SCHEDULES.values(), *PROBES.values()]
-    return [Data, Views, Encoder, Head, InputMix, Training, Probe, Machine, *chosen]
+    return [Data, OwnImages, Views, Encoder, Head, InputMix, Training, Probe, Machine, Tracking, *chosen]

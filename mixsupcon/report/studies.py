@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['pd', 'chapters', 'studies', 'base_of', 'Planned', 'planned_runs', 'plan', 'run_key', 'attempt', 'state_of',
            'folders_by_key', 'code_of_run', 'best_of', 'example_results', 'write_example_run', 'usual_code',
-           'other_pieces', 'with_code', 'counted', 'find_runs', 'code_sentence', 'Job', 'job_name', 'with_notebook',
-           'jobs', 'missing_runs', 'completeness', 'latest_runs', 'runs_to_compare']
+           'other_pieces', 'with_code', 'counted', 'published_records', 'choose_runs', 'why_left_out', 'find_runs',
+           'code_sentence', 'Job', 'job_name', 'with_notebook', 'jobs', 'missing_runs', 'completeness', 'latest_runs',
+           'runs_to_compare']
 
-# %% ../../nbs/report/01_studies.ipynb #ce9d7f2d
+# %% ../../nbs/report/01_studies.ipynb #6f8f0330
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..core.configure import SCALES, configure
 from ..core.configure import papers as all_papers
 from ..core.methods import METHODS
 from ..core.options import Lazy, amended, choose, identity
-from ..lab.runs import RunError, check_seal, find_run, read_config, read_json, runs_root, survey
+from ..lab.runs import (
+    WEIGHTS, RunError, check_seal, find_run, read_config, read_json, runs_root, survey)
 
 pd = Lazy("pandas")
 
@@ -72,7 +74,7 @@ def run_key(cfg: Any) -> str:
     cfg = amended(cfg, precision=automatic) if cfg.precision == "auto" else cfg
     return identity(cfg, "")
 
-# %% ../../nbs/report/01_studies.ipynb #3bd1d749
+# %% ../../nbs/report/01_studies.ipynb #fefe2326
 def attempt(function: Callable, *args: Any) -> tuple:
     "What `function` returns and None, or None and the reason why it failed, in a line."
     try:
@@ -81,11 +83,11 @@ def attempt(function: Callable, *args: Any) -> tuple:
         reason = str(error).strip().split("\n")[0]
         return None, reason or type(error).__name__
 
-def state_of(folder: Path) -> str:
-    "`complete`, `unfinished`, or `altered`: its files are not those that were sealed."
+def state_of(folder: Path, without: tuple = ()) -> str:
+    "`complete`, `unfinished`, or `altered`: its files, but those `without` which it may be, are not as sealed."
     if not (folder/"metrics.json").exists():
         return "unfinished"
-    _, problem = attempt(check_seal, folder)
+    _, problem = attempt(check_seal, folder, without)
     return "altered" if problem else "complete"
 
 # %% ../../nbs/report/01_studies.ipynb #cd3914c0
@@ -174,19 +176,41 @@ def counted(table: "pd.DataFrame") -> "pd.DataFrame":
     "The planned runs whose numbers count."
     return table[table.state.isin(["complete", "other code"])]
 
-# %% ../../nbs/report/01_studies.ipynb #7da5a74b
-def find_runs(runs: list[Planned], root: Path | None = None) -> tuple:
+# %% ../../nbs/report/01_studies.ipynb #bfc3ddf4
+def published_records(keys: list[str], records: Path) -> tuple[dict, dict]:
+    "The record of each of those runs and its state, and the records that cannot be read, with the reason."
+    by_key, odd = folders_by_key(records)
+    chosen = {key: (by_key[key][0], state_of(by_key[key][0], WEIGHTS)) for key in keys if key in by_key}
+    return chosen, odd
+
+# %% ../../nbs/report/01_studies.ipynb #33decc9b
+def choose_runs(keys: list[str], by_key: dict, records: Path | None) -> tuple[dict, dict]:
+    "The folder and the state of each run: a complete one, or else its record; and records that cannot be read."
+    chosen, odd = {key: best_of(by_key[key]) for key in dict.fromkeys(keys) if key in by_key}, {}
+    left = [key for key in dict.fromkeys(keys) if chosen.get(key, (None, ""))[1] != "complete"]
+    if records and left:
+        published, odd = published_records(left, records)
+        chosen |= {key: one for key, one in published.items() if one[1] == "complete" or key not in chosen}
+    return chosen, odd
+
+def why_left_out(folder: Path, best: Path | None) -> str:
+    "Why a folder that can be read is in no table, where `best` is the one that is."
+    if not best:
+        return "no study of this scale needs it"
+    return f"the same run as {best.name}" if best.name != folder.name else f"{state_of(folder)}: its record counts"
+
+# %% ../../nbs/report/01_studies.ipynb #34468ed0
+def find_runs(runs: list[Planned], root: Path | None = None, records: Path | None = None) -> tuple:
     "A table with a row per planned run, its folder and state, and the folders left out, with the reason."
     by_key, odd = folders_by_key(root)
     keys = [run_key(run.cfg) for run in runs]
-    chosen = {key: best_of(by_key[key]) for key in dict.fromkeys(keys) if key in by_key}
+    chosen, strange = choose_runs(keys, by_key, records)
     rows = [run._asdict() | dict(zip(("folder", "state"), chosen.get(key, (None, "missing"))), key=key)
             for run, key in zip(runs, keys)]
     for key, folders in by_key.items():
         best = chosen.get(key, (None,))[0]
-        reason = f"the same run as {best.name}" if best else "no study of this scale needs it"
-        odd |= {folder: reason for folder in folders if folder != best}
-    return with_code(pd.DataFrame(rows)), dict(sorted(odd.items()))
+        odd |= {folder: why_left_out(folder, best) for folder in folders if folder != best}
+    return with_code(pd.DataFrame(rows)), dict(sorted((odd | strange).items()))
 
 # %% ../../nbs/report/01_studies.ipynb #ef8346f2
 def code_sentence(part: "pd.DataFrame") -> str:

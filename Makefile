@@ -2,18 +2,21 @@
 # make check  the everyday loop, under a minute: ruff and the fast tests
 # make test   everything continuous integration does, in ten minutes on two cores
 # make paper  every table and figure: the grid of experiments, then outputs/report (SCALE=paper for the published recipe)
-# make report the same tables and figures from the runs that are there
+# make report the same tables and figures from the runs that are there, or from the last report's records of them
+#             (REPLACE=fewer to replace a report that shows more runs than there are now)
 # make notebooks  run the library's notebooks again and keep their outputs (NOTEBOOKS="nbs/core/01_mixers.ipynb" for some)
+# make docs   the notebooks, the tutorials and the reference as a site in _docs, without a network
 # make lab    JupyterLab on the notebooks
 # make clean  remove caches and what setuptools and nbdev leave behind
 
 PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= small
+REPLACE ?= equal
 CORES ?= all
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
-.PHONY: run check test paper report notebooks lab clean setup
+.PHONY: run check test paper report notebooks docs lab clean setup
 .DELETE_ON_ERROR:
 
 run: setup
@@ -33,19 +36,23 @@ test: setup
 paper: setup
 	@$(BIN)/snakemake --cores $(CORES) --resources mem_mb=$(MEMORY) gpu=1 --config scale=$(SCALE) \
 		--keep-going --rerun-incomplete --nolock --quiet rules reason host; ended=$$?; \
-	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE) && exit $$ended
+	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE) -p replace $(REPLACE) && exit $$ended
 
 report: setup
-	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE)
+	$(BIN)/papermill --no-progress-bar nbs/report.ipynb -p scale $(SCALE) -p replace $(REPLACE)
 
 notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/programs/notebooks.py $(NOTEBOOKS)
+
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going docs _docs
+	@echo "the site is _docs/index.html"
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs docs/api docs/nbs build *.egg-info
 	find nbs mixsupcon tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 setup: .venv/installed

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['pd', 'SIGNIFICANT', 'OTHER', 'CURVES', 'FIGURES', 'EACH_DATA', 'row_names', 'draw_difference', 'draw_differences',
            'cell_words', 'arrange', 'draw_heat_map', 'draw_lines', 'folders_by_row', 'loss_curve', 'probe_curve',
-           'draw_band', 'draw_learning', 'draw_confusions', 'draw_cost', 'first_with', 'draw_embeddings', 'read_views',
-           'draw_mixtures', 'draw_figure']
+           'draw_band', 'draw_together', 'draw_apart', 'draw_learning', 'draw_confusions', 'draw_cost', 'first_with',
+           'draw_embeddings', 'draw_mixtures', 'draw_figure']
 
-# %% ../../nbs/report/03_plots.ipynb #2f479212
+# %% ../../nbs/report/03_plots.ipynb #ac7819fa
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..core.options import Lazy, choose, values
-from mixsupcon.lab.figures import (
-    COLOURS, STYLE, draw_images, draw_matrix, draw_nothing, draw_tsne, draw_views, encode_figure, panels, row_style,
-    save_figure)
-from ..lab.runs import read_config, read_json, read_log, unpack
+from ..core.options import Lazy, choose
+from ..lab.figures import (
+    COLOURS, STYLE, draw_images, draw_matrix, draw_nothing, draw_tsne, label_points, panels, printable,
+    row_style, save_figure, saved_views)
+from ..lab.runs import read_json, read_log
 from .studies import counted
 from .tables import COLUMNS, baseline_words, signed
 
 pd = Lazy("pandas")
 
-# %% ../../nbs/report/03_plots.ipynb #fbe69407
+# %% ../../nbs/report/03_plots.ipynb #4206bfaf
 def row_names(table: "pd.DataFrame") -> list[str]:
     "The names of a table's rows, with the data where there are several."
     several = table["data"].nunique() > 1
-    return [f"{row} ({data})" if several else row for row, data in zip(table["row"], table["data"])]
+    names = [f"{row} ({data})" if several else row for row, data in zip(table["row"], table["data"])]
+    return printable(names, 40)
 
 SIGNIFICANT = dict(color=COLOURS[1], marker="o")
 OTHER = dict(color=".45", marker="o", markerfacecolor="white")
@@ -146,22 +147,45 @@ def draw_band(ax: plt.Axes, curves: list, name: str, style: dict) -> None:
         std = y.std(0, ddof=1)
         ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=.18, linewidth=0)
 
-# %% ../../nbs/report/03_plots.ipynb #9902280e
-@plt.rc_context(STYLE)
-def draw_learning(study: Any, table: Any, runs: "pd.DataFrame", curve: str = "loss") -> plt.Figure:
-    "Training loss or probe accuracy by epoch, of every row."
-    read, x, y = choose(CURVES, curve, "curve")
-    curves = {row: [read(folder) for folder in folders] for row, folders in folders_by_row(runs).items()}
+# %% ../../nbs/report/03_plots.ipynb #2749ed12
+def draw_together(curves: dict, x: str, y: str) -> plt.Figure:
+    "Curves by row in one panel, each in its colour."
     fig, axes = panels(1, 1, 3.4, 2.6)
-    for i, (row, several) in enumerate(curves.items()):
-        if len(several[0]):   # an untrained network has no loss
-            draw_band(axes[0, 0], several, row, row_style(i))
+    for i, (name, several) in enumerate(zip(printable([*curves]), curves.values())):
+        draw_band(axes[0, 0], several, name, row_style(i))
     axes[0, 0].set(xlabel=x, ylabel=y)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(loc="outside lower center", ncols=min(4, len(curves)), columnspacing=1, handlelength=1.2)
-    return save_figure(fig)
+    return fig
 
-# %% ../../nbs/report/03_plots.ipynb #a3e1e254
+def draw_apart(curves: dict, x: str, y: str) -> plt.Figure:
+    "Curves by row, a panel each, the means of the others in grey."
+    fig, axes = panels(-(-len(curves)//4), 4, 1.7, 1.6, sharex=True, sharey=True)
+    for ax, row, name in zip(axes.flat, curves, printable([*curves], 30)):
+        for several in curves.values():
+            ax.plot(range(1, len(several[0]) + 1), np.mean(several, 0), color=".85", linewidth=.8)
+        draw_band(ax, curves[row], row, row_style(0))
+        ax.set_title(name)
+    for ax in axes.flat[len(curves):]:
+        ax.set_visible(False)
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig.supxlabel(x, fontsize=9)
+    fig.supylabel(y, fontsize=9)
+    return fig
+
+# %% ../../nbs/report/03_plots.ipynb #60ea664f
+@plt.rc_context(STYLE)
+def draw_learning(study: Any, table: Any, runs: "pd.DataFrame", curve: str = "loss") -> plt.Figure:
+    "Training loss or probe accuracy by epoch, of every row; of more than eight, each in a panel of its own."
+    read, x, y = choose(CURVES, curve, "curve")
+    curves = {row: [read(folder) for folder in folders] for row, folders in folders_by_row(runs).items()}
+    curves = {row: several for row, several in curves.items() if len(several[0])}   # an untrained network has no loss
+    if not curves:
+        return draw_nothing("no run has been trained yet")
+    draw = draw_together if len(curves) <= len(COLOURS) else draw_apart
+    return save_figure(draw(curves, x, y))
+
+# %% ../../nbs/report/03_plots.ipynb #e995ce9b
 @plt.rc_context(STYLE)
 def draw_confusions(study: Any, table: Any, runs: "pd.DataFrame") -> plt.Figure:
     "Confusion matrices of the linear probe, summed over seeds, in per cent of the true class."
@@ -175,26 +199,28 @@ def draw_confusions(study: Any, table: Any, runs: "pd.DataFrame") -> plt.Figure:
         matrix = sum(np.array(result["confusion"]) for result in results)
         share = 100*matrix/matrix.sum(1, keepdims=True).clip(1)   # a class may have no test image
         words = np.where(share >= 1, share.round().astype(int).astype(str), "")
-        draw_matrix(ax, share, words, results[0]["classes"], vmin=0, vmax=100, cbar=False, annot_kws={"size": 5.5})
-        ax.set_title(row)
-        ax.tick_params(left=False, bottom=False, labelsize=6.5)
+        draw_matrix(ax, share, words, results[0]["classes"], size=5.5, top=100)
+        ax.set_title(*printable([row], 30))
+        ax.tick_params(labelsize=6.5)
     for ax in axes[:, 0]:
         ax.set_ylabel("true")
     return save_figure(fig)
 
-# %% ../../nbs/report/03_plots.ipynb #f8e40ed4
+# %% ../../nbs/report/03_plots.ipynb #62460cf3
 @plt.rc_context(STYLE)
 def draw_cost(study: Any, table: Any, runs: "pd.DataFrame", x: str = "seconds") -> plt.Figure:
     "The measure against what training cost, a point per row with a standard deviation over seeds."
     words = dict(seconds="seconds of training", images="images seen", passes="forwards of images")
-    fig, axes = panels(1, 1, 4.2, 2.8)
-    ax = axes[0, 0]
+    fig, axes = panels(1, 1, 4.6, 3.4)
+    ax, points = axes[0, 0], {}
     for i, (row, part) in enumerate(counted(runs).groupby("row", sort=False)):
-        y, style = 100*part[study.measure], row_style(i) | dict(linestyle="", markersize=4, elinewidth=1)
-        ax.errorbar(part[x].mean(), y.mean(), y.std() if len(y) > 1 else 0, label=row, **style)
+        y, style = 100*part[study.measure], row_style(i) | dict(linestyle="", markersize=5, elinewidth=1)
+        points[row] = part[x].mean(), y.mean()
+        ax.errorbar(*points[row], y.std() if len(y) > 1 else 0, **style)
     ax.set(xlabel=f"{choose(words, x, 'cost')} (mean over seeds)", ylabel=f"{COLUMNS[study.measure][0]} (%)")
-    ax.set_xlim(left=0)
-    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    ax.set_xlim(0, 1.2*max(cost for cost, _ in points.values()) or 1)
+    colours = [row_style(i)["color"] for i in range(len(points))]
+    label_points(ax, printable([*points]), list(points.values()), colours, 7, beside=6)
     return save_figure(fig)
 
 # %% ../../nbs/report/03_plots.ipynb #35cc3335
@@ -209,22 +235,17 @@ def draw_embeddings(study: Any, table: Any, runs: "pd.DataFrame", how: str = "ts
     results = {row: read_json(folder/f"{how}.json") for row, folder in first_with(runs, f"{how}.json").items()}
     return draw_tsne(results) if results else draw_nothing("no run has a picture of its features yet")
 
-# %% ../../nbs/report/03_plots.ipynb #f0525bf2
-def read_views(folder: Path) -> tuple:
-    "The images of a run's first step by row, the row of its mixtures, and their captions."
-    rows, state = unpack((folder/"views.safetensors").read_bytes())
-    mixer = values(read_config(folder)).get("mixer", "none")
-    last = next(name for name in (mixer, "mixture", "view 1") if name in rows)   # what is not mixed is seen as it is
-    return rows, last, state["captions"]
-
+# %% ../../nbs/report/03_plots.ipynb #73776283
 def draw_mixtures(study: Any, table: Any, runs: "pd.DataFrame", rows: dict | None = None, n: int = 6) -> plt.Figure:
     "What the runs make of the same images: a line for each of `rows`, name → row."
     folders = first_with(runs, "views.safetensors")
     names = {name: row for name, row in (rows or dict(zip(folders, folders))).items() if row in folders}
     images, captions = {}, {}
     for name, row in names.items():
-        seen, last, words = read_views(folders[row])
-        images |= {view: seen[view][:n] for view in ("view 1", "view 2")}
+        seen, words = saved_views(folders[row])
+        images |= {view: seen[view][:n] for view in ("view 1", "view 2") if view in seen}
+        mixed = [view for view in seen if view != "image" and not view.startswith("view ")]
+        last = mixed[0] if mixed else "view 1"   # what is not mixed is seen as it is
         images[name], captions[name] = seen[last][:n], words[:n]
     return draw_images(images, captions) if images else draw_nothing("no run has written its first step yet")
 

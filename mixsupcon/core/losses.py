@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIMILARITIES', 'DENOMINATORS', 'ANCHORS', 'NORMALIZERS', 'full_precision', 'unit_rows', 'log_probability',
            'over_all_pairs', 'over_each_anchor', 'pair_weights', 'check_loss', 'contrastive', 'check_embeddings',
-           'label_rows', 'supcon', 'sinkhorn', 'Singular', 'covariances', 'whitened']
+           'label_rows', 'check_mask', 'masked', 'as_rows', 'supcon', 'sinkhorn', 'Singular', 'covariances', 'whitened']
 
 # %% ../../nbs/core/02_losses.ipynb #b2c1caa1
 from mixsupcon.core.options import Lazy, Refusal, choose
@@ -104,17 +104,47 @@ def label_rows(y, n):
         raise ValueError(f"y must be at least 0 and finite, its smallest entry is {y.min().item():g}")
     return y if y.ndim == 2 else y[:, None] == y.unique()
 
-# %% ../../nbs/core/02_losses.ipynb #941a92c1
-def supcon(z: "torch.Tensor", y: "torch.Tensor | None" = None, tau: float = .07, normalizer: str = "anchor",
-           **switches) -> "torch.Tensor":
-    "SupCon for hard, soft or no labels: `z` (M, D) or (N, views, D), `y` (N,) class ids or (N, C) rows."
+# %% ../../nbs/core/02_losses.ipynb #c2e95fbf
+def check_mask(mask, n):
+    "Refuse what does not say for each two of `n` images whether they attract."
+    if mask.shape != (n, n):
+        raise ValueError(f"mask must be ({n}, {n}), a row and a column for each image, not {tuple(mask.shape)}")
+    if not (mask.isfinite() & (mask >= 0)).all():
+        raise ValueError("mask must be at least 0 and finite: 1 where two images attract, 0 elsewhere, or shares")
+
+def masked(z: "torch.Tensor", mask: "torch.Tensor", tau: float = .07, normalizer: str = "anchor", empty: str = "zero",
+           denominator: str = "row", base_tau: "float | None" = None, anchors: "int | None" = None) -> "torch.Tensor":
+    "SupContrast's loss of embeddings `z` (M, D): `mask` (M, M) says whom each attracts; of the first `anchors` only."
+    check_loss(z, mask, tau, False)
+    with torch.autocast(z.device.type, enabled=False):
+        psi = log_probability(full_precision(z), tau, denominator)[:anchors]
+        phi = mask.to(psi).clone().fill_diagonal_(0)[:anchors]
+        return -(tau/base_tau if base_tau else 1.)*(pair_weights(phi, normalizer, empty)*psi).sum()
+
+# %% ../../nbs/core/02_losses.ipynb #21bd57ee
+def as_rows(z):
+    "Embeddings (N, views, D) as rows (views·N, D), view after view, and their N and number of views."
     check_embeddings(z)
-    n, views = len(z), z.shape[1] if z.ndim == 3 else 1
+    return (z.transpose(0, 1).flatten(0, 1), len(z), z.shape[1]) if z.ndim == 3 else (z, len(z), 1)
+
+def supcon(z: "torch.Tensor", y: "torch.Tensor | None" = None, tau: float = .07, normalizer: str = "anchor", *,
+           labels: "torch.Tensor | None" = None, mask: "torch.Tensor | None" = None, **switches) -> "torch.Tensor":
+    """SupCon for hard, soft or no labels: `z` (M, D) or (N, views, D), `y` (N,) class ids or (N, C) rows.
+
+    `labels` is another name of `y`, and `mask` (N, N) stands instead of labels, both as in SupContrast; unlike there,
+    embeddings need not have length one, and each image may also have a single view.
+    """
+    if sum(given is not None for given in (y, labels, mask)) > 1:
+        raise ValueError("y, labels and mask are three ways to say which images attract: pass one of them")
+    z, n, views = as_rows(z)
+    y = labels if y is None else y
+    if mask is not None:
+        check_mask(mask, n)
+        return masked(z, mask.to(z.device).repeat(views, views), tau, normalizer, **switches)
     if y is None and views == 1:
         raise ValueError(f"without labels z must be (N, views, D), with two views or more, not {tuple(z.shape)}")
     y = torch.arange(n) if y is None else torch.as_tensor(y)
     t = label_rows(y.to(z.device), n).to(z)
-    z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 3 else z
     return contrastive(z, t.repeat(views, 1), tau, normalizer=normalizer, **switches)
 
 # %% ../../nbs/core/02_losses.ipynb #e5414dab

@@ -8,10 +8,10 @@ __all__ = ['STATES', 'ODD', 'ACTIONS', 'COMMANDS', 'PROGRAM', 'read_some', 'Run'
            'since', 'number_name', 'differing', 'compared', 'other_code', 'disk_use', 'plain', 'columns_of', 'cut',
            'widths_for', 'pad', 'text_table', 'in_blocks', 'size_text', 'age_text', 'shown', 'terminal_width',
            'print_rows', 'filter_of', 'UsageError', 'filters_of', 'selected', 'print_list', 'print_comparison',
-           'print_disk_use', 'settings_of', 'code_note', 'facts_of', 'print_run', 'desktop_opener', 'open_folder',
-           'runs_to_delete', 'delete_runs', 'export_encoder', 'print_methods', 'number_or_word', 'print_options',
-           'Command', 'Parser', 'takes_rows', 'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run',
-           'takes_runs', 'takes_deleted_runs', 'takes_groups', 'takes_export', 'takes_method', 'parser_of', 'help_text',
+           'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener', 'open_folder', 'runs_to_delete',
+           'delete_runs', 'export_encoder', 'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser',
+           'takes_rows', 'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs',
+           'takes_deleted_runs', 'takes_groups', 'takes_export', 'takes_method', 'parser_of', 'help_text',
            'split_command', 'run_command', 'main']
 
 # %% ../../nbs/lab/09_command.ipynb #9c01dff2
@@ -446,20 +446,7 @@ def settings_of(run: Run) -> list[dict]:
     return [dict(option=field.name, value=getattr(part, field.name), of=type(part).__name__,
                  preset=usual.get(field.name)) for part in run.cfg.parts for field in fields(part)]
 
-# %% ../../nbs/lab/09_command.ipynb #6156e3ab
-def code_note(run: Run) -> str:
-    "Whether today's code is the one that made a run, in words; this imports torch."
-    from mixsupcon.lab.experiment import judging_code
-    from mixsupcon.lab.train import training_code
-    known = run.record.get("code")
-    if not isinstance(known, dict) or not known or run.cfg is None:
-        return "no fingerprints recorded"
-    now = training_code(run.cfg) | judging_code()
-    pieces = sorted(name for name in known | now if known.get(name) != now.get(name))
-    more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
-    return f"other code than today's: {', '.join(pieces[:5])}{more}" if pieces else "as today's"
-
-# %% ../../nbs/lab/09_command.ipynb #b229bfc3
+# %% ../../nbs/lab/09_command.ipynb #049200f4
 def facts_of(run: Run, code: bool = False) -> dict:
     "What there is to know of a run besides its settings and its numbers."
     known, machine = run.record, {}
@@ -467,7 +454,9 @@ def facts_of(run: Run, code: bool = False) -> dict:
         machine = dict(read_json(run.folder/"env.json", list)[-1])   # the last session of training
     facts = {name: known.get(name) for name in ("preset", "source", "identity", "plugin")} | dict(data_hash=known.get("data"))
     facts |= {name: machine.get(name) for name in ("commit", "python", "torch", "gpu", "cpu", "threads", "machine")}
-    facts |= dict(code=code_note(run)) if code else {}
+    if code and run.cfg:
+        from mixsupcon.lab.encoders import code_note   # which imports torch
+        facts["code"] = code_note(run.folder)
     why = problem_of(run) if run.state in ("altered", "unreadable") else lock_owner(run.folder)
     facts |= dict(why=why, files=" ".join(sorted(run.files)))
     return {name: value for name, value in facts.items() if value}
@@ -532,14 +521,15 @@ def delete_runs(args: Any) -> None:
         delete_run(folder, args.root)
     print(f"deleted {what}", file=sys.stderr)
 
-# %% ../../nbs/lab/09_command.ipynb #db23d3ce
+# %% ../../nbs/lab/09_command.ipynb #de6b86e9
 def export_encoder(args: Any) -> None:
     "Write a run's encoder with a model card to a folder."
     from mixsupcon.lab.encoders import export_run, upload_command
-    folder = export_run(find_folder(args.run, args.root), args.to and Path(args.to).expanduser(), args.license)
-    print(f"{show_path(folder)}\n", file=sys.stderr, end="")
-    print("\n".join(f"  {path.name:<18} {size_text(path.stat().st_size)}" for path in sorted(folder.iterdir())))
-    print(f"nothing was uploaded; to do so: {upload_command(folder)}", file=sys.stderr)
+    run = find_folder(args.run, args.root)
+    folder = export_run(run, args.to and Path(args.to).expanduser(), args.license)
+    print(folder)
+    lines = [f"  {path.name:<18} {size_text(path.stat().st_size)}" for path in sorted(folder.iterdir())]
+    print("\n".join([*lines, f"nothing was uploaded; to do so: {upload_command(folder, run.name)}"]), file=sys.stderr)
 
 def print_methods(args: Any) -> None:
     "The methods: key, the paper's name, goal and strategy."
@@ -547,7 +537,7 @@ def print_methods(args: Any) -> None:
             for name, row in METHODS.items()]
     print_rows(args, rows, lambda: text_table(rows, terminal_width()))
 
-# %% ../../nbs/lab/09_command.ipynb #08791da2
+# %% ../../nbs/lab/09_command.ipynb #f0c7edfa
 def number_or_word(text: str) -> Any:
     "What a word on the command line means: a whole number, a number, or itself."
     for kind in (int, float):
@@ -558,7 +548,8 @@ def number_or_word(text: str) -> Any:
 def print_options(args: Any) -> None:
     "What a method can be told: each option with its owner, its value, what it may be and what it means."
     given = {name: number_or_word(value) for name, value in args.given}
-    table = mixsupcon.options(args.method, **given).reset_index()
+    from mixsupcon.core.configure import options
+    table = options(args.method, **given).reset_index()
     rows = table.to_dict("records")
     print_rows(args, rows, lambda: text_table(rows, terminal_width()))
 

@@ -60,7 +60,7 @@ def draw_figures(results: Results) -> dict[str, Drawing]:
     names = unique_names([(study, figure.kind, data) for study, figure, data in wanted])
     return {name: draw_figure_of_study(results, *one) for name, one in zip(names, wanted)}
 
-# %% ../../nbs/report/04_page.ipynb #99702469
+# %% ../../nbs/report/04_page.ipynb #ffe1d650
 def training_sessions(folder: Path) -> list[dict]:
     "The environment of each session of training that a run had, as far as it can be read."
     entries = attempt(read_json, folder/"env.json", list)[0] or []
@@ -68,9 +68,9 @@ def training_sessions(folder: Path) -> list[dict]:
 
 def environments(folders: list[Path]) -> list[str]:
     "What the runs were trained with, each wording once."
-    words = [", ".join(f"{name} {value}" for name, value in entry.items() if value is not None and name != "commit")
+    facts = [[f"{name} {value}" for name, value in entry.items() if value is not None and name != "commit"]
              for folder in folders for entry in training_sessions(folder)]
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(f"Trained with {', '.join(words)}." for words in facts))
 
 # %% ../../nbs/report/04_page.ipynb #d63d97e4
 def commits_of(folder: Path) -> list[str]:
@@ -162,7 +162,7 @@ def row_content(part: "pd.DataFrame", study: Any, base: "pd.DataFrame", anchor: 
     return dict(id=anchor, title=title, runs=table_content(f"Runs of {title}", frame), n=len(frame),
                 base=name if name != first.row else "", settings=settings or [], lines=lines)
 
-# %% ../../nbs/report/04_page.ipynb #40cd34e8
+# %% ../../nbs/report/04_page.ipynb #c9d41ad8
 LOOK = """
 :root {color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --line: #d4d4d4; --paper: #fff; --link: #0b4fb3;
   --mark: #fff3c4}
@@ -170,24 +170,24 @@ LOOK = """
   --link: #8cb8ff; --mark: #4a3f14}}
 body {font: 16px/1.55 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere}
-a {color: var(--link); text-decoration: underline; text-underline-offset: .15em}
+a {color: var(--link); text-underline-offset: .15em} header a {margin-right: 1rem} [aria-current] {font-weight: bold}
 h1 {line-height: 1.25} h2 {margin-top: 3rem; border-bottom: 1px solid var(--line)} h3 {margin-top: 2rem}
-.quiet, figcaption, .note, caption {color: var(--quiet); font-size: .85rem}
-.note {display: block; font-weight: normal} header nav a, .up a {margin-right: 1rem}
-.scroll {overflow-x: auto; margin: 1rem 0} :target, tr:target > * {background: var(--mark)}
-table {border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal}
-th, td {padding: .3rem .7rem; text-align: left; vertical-align: top; max-width: 34rem; overflow-wrap: anywhere;
-  min-width: 3.2rem} thead th {border-bottom: 2px solid var(--quiet); vertical-align: bottom}
-td, tbody th {border-bottom: 1px solid var(--line)} tbody th, caption {text-align: left; font-weight: normal}
-.numbers td {white-space: nowrap} .settings th, .settings td {padding: .1rem .7rem .1rem 0}
-.settings tbody {display: block; columns: 17rem 4} .settings tr {display: flex; break-inside: avoid}
-.settings th, .settings td {flex: 1 1 50%; border: 0} .own > * {font-weight: bold}
+.quiet, figcaption, .note, caption {color: var(--quiet); font-size: .85rem} .note {display: block}
+.scroll {overflow-x: auto} table {border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums}
+th, td {padding: .3rem .7rem; text-align: left; vertical-align: top; max-width: 30rem}
+thead th {border-bottom: 2px solid var(--quiet); vertical-align: bottom; max-width: 11rem}
+td, tbody th {border-bottom: 1px solid var(--line); font-weight: normal} caption {text-align: left}
+.numbers {width: max-content} .numbers td {white-space: nowrap} :target {scroll-margin-top: 4rem}
+tr:target > * {background: var(--mark)} div:target {box-shadow: -.4rem 0 var(--link)}
+.settings tbody {display: block; columns: 20rem 3} .settings tr {display: flex; break-inside: avoid}
+.settings th {flex: 0 0 12rem} .settings th, .settings td {padding: .1rem 0; border: 0} .own > * {font-weight: bold}
 th button {font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: left; cursor: pointer;
   text-decoration: underline dotted} th button::after {content: " ↕"; color: var(--quiet)}
 th[aria-sort=ascending] button::after {content: " ↑"} th[aria-sort=descending] button::after {content: " ↓"}
-img {max-width: 100%; height: auto; background: #fff} figure {margin: 1.5rem 0}
+.figures {display: flex; flex-wrap: wrap; gap: 0 3rem} figure {margin: 1.5rem 0; max-width: 100%}
+img {max-width: 100%; height: auto; background: #fff} .wide {min-width: 44rem}
 details {border-top: 1px solid var(--line); padding: .3rem 0} summary {cursor: pointer}
-@media print {body {max-width: none; font-size: 10pt} .up, header nav, th button::after {display: none}
+@media print {body {max-width: none; font-size: 10pt} .up, header, th button::after {display: none}
   .scroll {overflow: visible} figure, tr {break-inside: avoid} a {color: inherit}}
 """
 
@@ -239,12 +239,13 @@ TABLE = """
 
 """
 
-# %% ../../nbs/report/04_page.ipynb #a40f91f3
+# %% ../../nbs/report/04_page.ipynb #0888e32b
 SECTIONS = """{% from "table" import table %}
 {% macro figure(drawing) %}{% if drawing.problem %}
 <p class="quiet">{{ drawing.title }}: not drawn, {{ drawing.problem }}</p>{% else %}
-<figure><img src="figures/{{ drawing.name }}.png" width="{{ drawing.width }}" height="{{ drawing.height }}"
- loading="lazy" alt="{{ drawing.title }}">
+<figure><div class="scroll"><img src="figures/{{ drawing.name }}.png" width="{{ drawing.width }}"
+ height="{{ drawing.height }}" loading="lazy" alt="{{ drawing.title }}"{% if drawing.width > 704 %} class="wide"
+{%- endif %}></div>
 <figcaption>{{ drawing.title }} (<a href="figures/{{ drawing.name }}.pdf">PDF</a>)</figcaption></figure>
 {% endif %}{% endmacro %}
 
@@ -255,7 +256,8 @@ SECTIONS = """{% from "table" import table %}
 {{ table(part.table) }}
 <p class="quiet">This table as {% for kind in ("csv", "md", "tex") %}<a href="tables/{{ part.file }}.{{ kind }}">
 {{- {"csv": "CSV", "md": "Markdown", "tex": "LaTeX"}[kind] }}</a>{{ ", " if not loop.last }}{% endfor %}.</p>
-{% for drawing in part.figures %}{{ figure(drawing) }}{% endfor %}{{ up() }}</section>{% endmacro %}
+<div class="figures">{% for drawing in part.figures %}{{ figure(drawing) }}{% endfor %}</div>
+{{ up() }}</section>{% endmacro %}
 
 {% macro row_runs(row) %}<details><summary>{{ row.title }}: {{ row.n }} run{{ "s" if row.n != 1 }}</summary>
 <div id="runs-{{ row.id }}">

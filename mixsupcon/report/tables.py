@@ -355,12 +355,12 @@ def study_results(numbers: "pd.DataFrame", study: Any) -> tuple:
     sentences = study_conclusion(table, study), code_sentence(numbers)
     return table, (study.title, study_words(table, study), " ".join(filter(None, sentences)))
 
-# %% ../../nbs/report/02_tables.ipynb #8b8c2797
+# %% ../../nbs/report/02_tables.ipynb #2d3f67a7
 def summary_results(numbers: "pd.DataFrame", studies: dict) -> dict:
     "The tables of features and cost that all studies share: name → (title, columns, table, sentence)."
     gap = "Gap: accuracy on training images less that on test images. FED: distance between the features of both, " \
           "fitted by Gaussians."
-    cost = "As measured on the machines named below; forwards through the encoder that learns."
+    cost = "As measured on the machines that trained the runs; forwards through the encoder that learns."
     features = feature_numbers(numbers, studies)
     return dict(
         features=("Feature-space metrics", feature_columns(), features, gap),

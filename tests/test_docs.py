@@ -1,4 +1,4 @@
-"README and tutorials: their code runs, their commands are understood, their links lead somewhere; the site is complete."
+"README and tutorials: their code runs, their commands are understood, their links end at files; the site is complete."
 import json
 import re
 import shlex
@@ -67,8 +67,8 @@ def check_make(words):
     makefile = (ROOT/"Makefile").read_text()
     target, *settings = words[1:]
     assert target in re.search(r"\.PHONY: (.*)", makefile)[1].split()
-    for setting in settings:
-        assert re.search(rf"^{setting.partition('=')[0]} \?=|\$\({setting.partition('=')[0]}\)", makefile, re.M), setting
+    for variable in (setting.partition("=")[0] for setting in settings):
+        assert f"$({variable})" in makefile, variable
 
 
 def check_papermill(words):
@@ -107,7 +107,7 @@ def check_snakemake(words):
 
 
 CHECKS = dict(make=check_make, papermill=check_papermill, python=check_module, snakemake=check_snakemake)
-OTHERS = ". .venv/bin/activate", "pip install", "pipx run pre-commit install", ".venv/bin/nbdev_export", "tensorboard --logdir", "mlflow ui"
+OTHERS = ". .venv/bin/activate", "pip install", "pipx run pre-commit install", ".venv/bin/nbdev_export", "tensorboard "
 
 
 @pytest.mark.parametrize("page", [page for page in DOCUMENTS if command_lines(page)], ids=name)

@@ -140,14 +140,39 @@ def test_a_store_that_cannot_be_written_is_a_sentence(images):
 # Folders of images
 
 
-def test_a_link_to_the_parent_is_refused(images):
-    (images/"train"/"loop").symlink_to("..")
-    assert "loop is a link to a folder of the data set itself" in refused(load, images)
+@pytest.mark.parametrize("link, target", [("train/loop", ".."), ("train/cat/loop", "../.."), ("train/twin", "cat"),
+                                          ("train/cat/same.png", "../../test/cat/0.png"), ("loop", ".")])
+def test_a_link_back_into_the_data_set_adds_no_image_and_is_said(images, link, target):
+    before = data.fingerprint(load(images))
+    (images/link).symlink_to(target)
+    after = load(images)
+    assert data.fingerprint(after) == before and f"links into the data set: {link}" in " ".join(after.notes)
 
 
-def test_a_link_within_a_class_is_refused(images):
-    (images/"train"/"cat"/"loop").symlink_to("../..")
-    assert "loop is a link to a folder" in refused(load, images)
+def test_a_link_to_a_folder_elsewhere_within_a_class_is_refused(images):
+    (images.parent/"elsewhere").mkdir()
+    (images/"train"/"cat"/"far").symlink_to(images.parent/"elsewhere")
+    assert "far is a link to a folder" in refused(load, images)
+
+
+@pytest.mark.parametrize("link, target", [("test", "train"), ("test/cat", "../train/cat")])
+def test_no_link_brings_images_to_learn_from_into_the_test_set(images, link, target):
+    (images/link).rename(images.parent/"away")
+    (images/link).symlink_to(target)
+    try:
+        after = load(images)
+    except data.DataError:
+        return
+    assert "links into the data set" in " ".join(after.notes) and not {*after.test_y.tolist()} & {0}
+
+
+def test_a_class_of_both_parts_that_lies_elsewhere_is_refused(images):
+    (images/"train"/"cat").rename(images.parent/"cats")
+    for part in ("train", "test"):
+        if (images/part/"cat").exists():
+            (images/part/"cat").rename(images.parent/"old")
+        (images/part/"cat").symlink_to(images.parent/"cats")
+    assert "by a link: remove it" in refused(load, images)
 
 
 def test_a_class_elsewhere_may_be_a_link(images):
@@ -158,7 +183,9 @@ def test_a_class_elsewhere_may_be_a_link(images):
 
 def test_hidden_folders_are_no_classes(images):
     (images/"train"/".ipynb_checkpoints").mkdir()
-    assert load(images).classes == ["cat", "dog"]
+    (images/"train"/"__MACOSX").mkdir()
+    after = load(images)
+    assert after.classes == ["cat", "dog"] and "hidden: train/.ipynb_checkpoints, train/__MACOSX" in after.notes[1]
 
 
 def test_an_empty_class_is_refused(images):
@@ -174,7 +201,8 @@ def test_an_image_that_would_fill_the_memory_is_refused(images):
 @pytest.mark.parametrize("image", [b"", b"\x89PNG\r\n\x1a\n", b"not an image"])
 def test_a_file_that_is_no_image_is_named(images, image):
     (images/"test"/"dog"/"1.png").write_bytes(image)
-    assert "1.png cannot be decoded" in refused(load, images)
+    sentence = refused(load, images)
+    assert "1.png cannot be decoded" in sentence and "-p bad_images skip" in sentence
 
 
 def test_more_images_than_memory_are_refused():

@@ -39,7 +39,7 @@ OTHER = dict(   # values to change to, where another of its type would not do
     warmup_epochs=[3], warmup_steps=[5], warmup_lr=[.02], decay=[.3], cosine_end=[.5], probe_milestones=[".5"],
     probe_lrs=[".1 1"], lars_trust=[.01], momentum=[.5], seed=[3], arch=["resnet18"], siam_weight=[.3],
     view_share=[.3], jitter=[.3], hue_share=[.2], jitter_prob=[.5], crop_min=[.9], mix_weight=[.5], mix_tau=[.2],
-    gray=[.3], probe_decay=[.5])
+    gray=[.3], probe_decay=[.5], track=["tensorboard"])
 WHITENED_AND_MIXED = {"wmse2_unmix", "wmse4_unmix"}
 FIXED = dict(   # options for which a method has one value only
     share_bn={"moco_imix", "mocon_imix", "byol_imix"},   # their encoder sees mixtures alone

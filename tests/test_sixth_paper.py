@@ -5,9 +5,9 @@ from typing import Literal
 import pytest
 import torch
 from mixsupcon.core import methods
-from mixsupcon.core.configure import PAPERS, Paper, Recipe, Study, configure, list_options, papers, recipes
+from mixsupcon.core.configure import PAPERS, Paper, Recipe, Study, configure, options, papers, recipes
 from mixsupcon.core.goals import Goal, unit
-from mixsupcon.core.methods import METHODS, register
+from mixsupcon.core.methods import METHODS, of
 from mixsupcon.core.options import Positive, Share, identity, refused
 from mixsupcon.core.strategies import Mixing
 from mixsupcon.lab.experiment import experiment, run_one
@@ -53,8 +53,8 @@ def sixth_paper(monkeypatch):
     papers()
     monkeypatch.setattr(methods, "METHODS", METHODS)
     before = dict(METHODS)
-    register("nearest", Nearest)
-    register("nearest_halfway", Nearest, Halfway, "nearest")
+    METHODS["nearest"] = of(Nearest)
+    METHODS["nearest_halfway"] = of(Nearest, Halfway, "nearest")
     toy = Recipe("a toy", "ours", SETTINGS | dict(lr=.05), dict(halfway=dict(alpha=.7)))
     PAPERS["toy"] = Paper("A toy", "nobody", dict(toy=toy), studies)
     yield
@@ -76,7 +76,7 @@ def test_no_other_run_changes(request):
 
 def test_its_options_are_its_own(sixth_paper):
     "They are listed, checked, and refused for others with its name."
-    assert {"pull", "weight", "mixer"} <= set(list_options("nearest_halfway").index)
+    assert {"pull", "weight", "mixer"} <= set(options("nearest_halfway").index)
     assert "it is an option of Halfway" in refused(configure, "simclr", pull=.2)
     assert "it is an option of Nearest" in refused(configure, "moco", weight=.2)
     assert "nearest has no pull" in refused(configure, "nearest", pull=.2)
@@ -109,7 +109,7 @@ def test_a_changed_number_of_its_makes_another_run(sixth_paper):
 
         def loss(self, step, q, k):
             return 2 - 2*q @ k.T
-    register("nearest", Nearest)
+    METHODS["nearest"] = of(Nearest)
     assert identity(configure("nearest"), "data") != before
 
 

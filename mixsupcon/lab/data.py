@@ -600,7 +600,7 @@ def prepare_test(path: str, image_size: int) -> "torch.Tensor":
         return to_square(image, image_size)
     return center_crop(resize(image, round(image_size*256/224)), image_size)
 
-# %% ../../nbs/lab/00_data.ipynb #3d0ff2f2
+# %% ../../nbs/lab/00_data.ipynb #b75f1710
 def check_memory(n: int, shape: tuple) -> None:
     "Refuse more images than fit into this machine's memory twice."
     size, memory = n*math.prod(shape)/1e9, os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/1e9
@@ -608,7 +608,8 @@ def check_memory(n: int, shape: tuple) -> None:
         side, most = int((memory*1e9/(6*n))**.5)//8*8, int(memory*1e9/2/math.prod(shape))
         fits = f"-p image_size {side}, or leave" if side >= 16 else "a smaller image_size, or leave"
         needs = f"{n:,} images of {shape[1]}x{shape[2]} pixels take {size:,.0f} GB, and twice that while they are read"
-        raise DataError(f"{needs}; this machine has {memory:,.0f} GB: pass {fits} at most {most:,} images in the folder")
+        fits = f"{fits} at most {most:,} images in the folder"
+        raise DataError(f"{needs}; this machine has {memory:,.0f} GB: pass {fits}")
 
 # %% ../../nbs/lab/00_data.ipynb #71fdc35a
 def put_image(x: "torch.Tensor", i: int, path: str, image: "torch.Tensor") -> None:
@@ -730,7 +731,7 @@ def decode_once(root: Path, parts: list, classes: list, image_size: int, cache: 
     store_tensors(cache, owner, state, tensors | listed)
     return data
 
-# %% ../../nbs/lab/00_data.ipynb #59ba15ab
+# %% ../../nbs/lab/00_data.ipynb #78001f73
 def some(names: Any, most: int = 3) -> str:
     "The first of some names, and how many more there are."
     names = [*names]
@@ -743,8 +744,8 @@ def describe_split(tree: Tree, parts: Layout, sizes: list, classes: list, share:
     how = f"test_share {share:g}, drawn by file name: the same for every seed"
     where = f"in {parts.test.name}/ to test with{missing}" if parts.test else f"held out to test with ({how})"
     if classes:
-        more = f", {extra:,} without labels" if extra else ""
-        return f"{name}: {len(classes)} classes, {train:,} images to learn from{more}, {test:,} {where}"
+        learned = f"{train:,} images to learn from" + (f", {extra:,} without labels" if extra else "")
+        return f"{name}: {len(classes)} classes, {learned}, {test:,} {where}"
     seen = where if parts.test or share else "of them on the map, none held out"
     return f"{name}: {train:,} images without labels to learn from, {test:,} {seen}; nothing is classified"
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'LINES', 'Drawing', 'panels', 'row_style', 'shorten', 'characters_of', 'font_with',
            'warn_of_boxes', 'printable', 'with_fonts', 'encode_figure', 'save_figure', 'draw_nothing', 'draw_images',
-           'draw_views', 'saved_views', 'draw_saved_views', 'draw_curve', 'draw_curves', 'draw_probes', 'draw_matrix',
-           'frequent_confusions', 'draw_confusion', 'moved_apart', 'label_points', 'class_styles', 'densest',
-           'draw_classes', 'feature_phrase', 'draw_tsne']
+           'draw_views', 'saved_views', 'draw_saved_views', 'draw_curve', 'draw_curves', 'draw_learning_curves',
+           'draw_probes', 'draw_matrix', 'frequent_confusions', 'draw_confusion', 'moved_apart', 'label_points',
+           'class_styles', 'densest', 'draw_classes', 'feature_phrase', 'draw_tsne']
 
 # %% ../../nbs/lab/05_figures.ipynb #21aab653
 import io
@@ -193,6 +193,24 @@ def draw_curves(folder: Path, path: Path | None = None, source: str | None = Non
     if accuracy:
         draw_curve(axes[0, 2], accuracy, "linear probe, test accuracy (%)", "probe epoch", COLOURS[3])
     return save_figure(fig, path, source)
+
+# %% ../../nbs/lab/05_figures.ipynb #741f9de4
+@plt.rc_context(STYLE)
+def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> plt.Figure:
+    "Training loss of several runs by epoch, and the accuracy of their probes; of an unfinished one as far as it goes."
+    fig, axes = panels(1, 2, 3.4, 2.8)
+    for i, (name, folder) in enumerate(zip(printable([*folders], 44), folders.values())):
+        linear, loss = folder/"linear.json", [row["loss"] for row in read_log(folder)]
+        accuracy = [100*v for v in read_json(linear).get("curve", [])] if linear.exists() else []
+        few = i < len(COLOURS)*len(MARKERS)
+        style = row_style(i) | dict(label=name) if few else dict(color=".8", zorder=0)
+        for ax, values in zip(axes[0], (loss, accuracy)):
+            ax.plot(range(1, len(values) + 1), values, linewidth=1.2, **style | dict(marker="o"*(len(values) == 1)))
+    for ax, x, y in zip(axes[0], ("epoch", "probe epoch"), ("training loss", "test accuracy (%)")):
+        ax.set(xlabel=x, ylabel=y)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(folders) > 3 else 1)
+    return save_figure(fig, path)
 
 # %% ../../nbs/lab/05_figures.ipynb #031f83eb
 @plt.rc_context(STYLE)

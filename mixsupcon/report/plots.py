@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['pd', 'SIGNIFICANT', 'OTHER', 'CURVES', 'FIGURES', 'EACH_DATA', 'row_names', 'draw_difference', 'draw_differences',
            'cell_words', 'arrange', 'draw_heat_map', 'draw_lines', 'folders_by_row', 'loss_curve', 'probe_curve',
-           'draw_band', 'draw_together', 'draw_apart', 'draw_learning', 'draw_confusions', 'draw_cost', 'first_with',
-           'draw_embeddings', 'draw_mixtures', 'draw_figure']
+           'draw_band', 'row_styles', 'draw_together', 'draw_apart', 'draw_learning', 'draw_confusions', 'draw_cost',
+           'first_with', 'draw_embeddings', 'draw_mixtures', 'draw_figure', 'figure_or_reason']
 
-# %% ../../nbs/report/03_plots.ipynb #ac7819fa
+# %% ../../nbs/report/03_plots.ipynb #d7db3b6f
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core.options import Lazy, choose
 from ..lab.figures import (
     COLOURS, STYLE, draw_images, draw_matrix, draw_nothing, draw_tsne, label_points, panels, printable,
-    row_style, save_figure, saved_views)
+    row_style, save_figure, saved_views, shorten)
 from ..lab.runs import read_json, read_log
 from .studies import counted
 from .tables import COLUMNS, baseline_words, signed
@@ -147,24 +147,28 @@ def draw_band(ax: plt.Axes, curves: list, name: str, style: dict) -> None:
         std = y.std(0, ddof=1)
         ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=.18, linewidth=0)
 
-# %% ../../nbs/report/03_plots.ipynb #2749ed12
-def draw_together(curves: dict, x: str, y: str) -> plt.Figure:
-    "Curves by row in one panel, each in its colour."
+# %% ../../nbs/report/03_plots.ipynb #2aaddbfa
+def row_styles(study: Any, rows: Any) -> dict:
+    "The style of each row: that of its place in the study, so that it is the same in every figure."
+    return {row: row_style(i) for i, row in enumerate(dict.fromkeys([*study.rows, *rows]))}
+
+def draw_together(curves: dict, x: str, y: str, styles: dict) -> plt.Figure:
+    "Curves by row in one panel, each in its style."
     fig, axes = panels(1, 1, 3.4, 2.6)
-    for i, (name, several) in enumerate(zip(printable([*curves]), curves.values())):
-        draw_band(axes[0, 0], several, name, row_style(i))
+    for name, (row, several) in zip(printable([*curves]), curves.items()):
+        draw_band(axes[0, 0], several, name, styles[row])
     axes[0, 0].set(xlabel=x, ylabel=y)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(loc="outside lower center", ncols=min(4, len(curves)), columnspacing=1, handlelength=1.2)
     return fig
 
-def draw_apart(curves: dict, x: str, y: str) -> plt.Figure:
+def draw_apart(curves: dict, x: str, y: str, styles: dict) -> plt.Figure:
     "Curves by row, a panel each, the means of the others in grey."
     fig, axes = panels(-(-len(curves)//4), 4, 1.7, 1.6, sharex=True, sharey=True)
     for ax, row, name in zip(axes.flat, curves, printable([*curves], 30)):
         for several in curves.values():
             ax.plot(range(1, len(several[0]) + 1), np.mean(several, 0), color=".85", linewidth=.8)
-        draw_band(ax, curves[row], row, row_style(0))
+        draw_band(ax, curves[row], row, styles[row])
         ax.set_title(name)
     for ax in axes.flat[len(curves):]:
         ax.set_visible(False)
@@ -173,7 +177,7 @@ def draw_apart(curves: dict, x: str, y: str) -> plt.Figure:
     fig.supylabel(y, fontsize=9)
     return fig
 
-# %% ../../nbs/report/03_plots.ipynb #60ea664f
+# %% ../../nbs/report/03_plots.ipynb #4345f5c9
 @plt.rc_context(STYLE)
 def draw_learning(study: Any, table: Any, runs: "pd.DataFrame", curve: str = "loss") -> plt.Figure:
     "Training loss or probe accuracy by epoch, of every row; of more than eight, each in a panel of its own."
@@ -182,8 +186,9 @@ def draw_learning(study: Any, table: Any, runs: "pd.DataFrame", curve: str = "lo
     curves = {row: several for row, several in curves.items() if len(several[0])}   # an untrained network has no loss
     if not curves:
         return draw_nothing("no run has been trained yet")
-    draw = draw_together if len(curves) <= len(COLOURS) else draw_apart
-    return save_figure(draw(curves, x, y))
+    styles = row_styles(study, curves)
+    draw = draw_together if len(styles) <= len(COLOURS) else draw_apart
+    return save_figure(draw(curves, x, y, styles))
 
 # %% ../../nbs/report/03_plots.ipynb #e995ce9b
 @plt.rc_context(STYLE)
@@ -206,20 +211,21 @@ def draw_confusions(study: Any, table: Any, runs: "pd.DataFrame") -> plt.Figure:
         ax.set_ylabel("true")
     return save_figure(fig)
 
-# %% ../../nbs/report/03_plots.ipynb #62460cf3
+# %% ../../nbs/report/03_plots.ipynb #4281458f
 @plt.rc_context(STYLE)
 def draw_cost(study: Any, table: Any, runs: "pd.DataFrame", x: str = "seconds") -> plt.Figure:
     "The measure against what training cost, a point per row with a standard deviation over seeds."
     words = dict(seconds="seconds of training", images="images seen", passes="forwards of images")
     fig, axes = panels(1, 1, 4.6, 3.4)
     ax, points = axes[0, 0], {}
-    for i, (row, part) in enumerate(counted(runs).groupby("row", sort=False)):
-        y, style = 100*part[study.measure], row_style(i) | dict(linestyle="", markersize=5, elinewidth=1)
+    styles = row_styles(study, counted(runs).row)
+    for row, part in counted(runs).groupby("row", sort=False):
+        y, style = 100*part[study.measure], styles[row] | dict(linestyle="", markersize=5, elinewidth=1)
         points[row] = part[x].mean(), y.mean()
         ax.errorbar(*points[row], y.std() if len(y) > 1 else 0, **style)
     ax.set(xlabel=f"{choose(words, x, 'cost')} (mean over seeds)", ylabel=f"{COLUMNS[study.measure][0]} (%)")
     ax.set_xlim(0, 1.2*max(cost for cost, _ in points.values()) or 1)
-    colours = [row_style(i)["color"] for i in range(len(points))]
+    colours = [styles[row]["color"] for row in points]
     label_points(ax, printable([*points]), list(points.values()), colours, 7, beside=6)
     return save_figure(fig)
 
@@ -266,3 +272,10 @@ def draw_figure(figure: Any, study: Any, table: "pd.DataFrame", runs: "pd.DataFr
     "The figure that a study asks for."
     draw = choose(FIGURES, figure.kind, "kind of figure")
     return draw(study, table, runs, **figure.options)
+
+# %% ../../nbs/report/03_plots.ipynb #b0860582
+def figure_or_reason(drawing: Any) -> plt.Figure:
+    "The figure of a drawing; where it could not be drawn, one that says why."
+    if drawing.figure is None:
+        return draw_nothing(f"{shorten(drawing.title, 60)}: {shorten(drawing.problem, 80)}")
+    return drawing.figure

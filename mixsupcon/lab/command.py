@@ -7,12 +7,12 @@ __all__ = ['STATES', 'ODD', 'ACTIONS', 'COMMANDS', 'PROGRAM', 'read_some', 'Run'
            'headline', 'epochs_done', 'title_of', 'row_of', 'read_runs', 'like', 'said_of', 'require_known', 'chosen',
            'since', 'number_name', 'differing', 'compared', 'other_code', 'disk_use', 'plain', 'columns_of', 'cut',
            'widths_for', 'pad', 'text_table', 'in_blocks', 'size_text', 'age_text', 'shown', 'terminal_width',
-           'print_rows', 'filter_of', 'UsageError', 'filters_of', 'selected', 'print_list', 'print_comparison',
-           'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener', 'open_folder', 'runs_to_delete',
-           'delete_runs', 'export_encoder', 'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser',
-           'takes_rows', 'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs',
-           'takes_deleted_runs', 'takes_groups', 'takes_export', 'takes_method', 'parser_of', 'help_text',
-           'split_command', 'run_command', 'main']
+           'print_rows', 'filter_of', 'UsageError', 'filters_of', 'select_runs', 'selected', 'print_list',
+           'print_comparison', 'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener',
+           'open_folder', 'require_whole', 'delete_all', 'delete_named', 'ask', 'delete_runs', 'export_encoder',
+           'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser', 'takes_rows', 'takes_filters',
+           'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs', 'takes_deleted_runs', 'takes_groups',
+           'takes_export', 'takes_method', 'parser_of', 'help_text', 'split_command', 'run_command', 'main']
 
 # %% ../../nbs/lab/09_command.ipynb #9c01dff2
 import argparse, csv, difflib, json, os, re, shutil, subprocess, sys, time, unicodedata
@@ -280,14 +280,14 @@ def columns_of(text: str) -> int:
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
-# %% ../../nbs/lab/09_command.ipynb #a32e321a
+# %% ../../nbs/lab/09_command.ipynb #80e1f88b
 def cut(text: str, width: int) -> str:
     "A text of at most `width` columns: its beginning and its end, where it is longer."
     if columns_of(text) <= width:
         return text
     start, end, room = "", "", width - 1
     for c in reversed(text):
-        if columns_of(c + end) > min(12, room//2):
+        if columns_of(c + end) > min(12, room*2//3):
             break
         end = c + end
     for c in text:
@@ -296,15 +296,19 @@ def cut(text: str, width: int) -> str:
         start += c
     return f"{start}…{end}"
 
-# %% ../../nbs/lab/09_command.ipynb #e44075a4
+# %% ../../nbs/lab/09_command.ipynb #65c08367
 def widths_for(rows: list[dict], width: int | None) -> dict:
-    "How wide each column may be, so that all fit into `width`: the widest lose most."
+    "How wide each column may be, so that all fit into `width`: the widest lose most, then the last are left out."
     wide = {name: max(columns_of(name), *(columns_of(row[name]) for row in rows)) for name in rows[0]}
+    least = {name: min(n, 10) for name, n in wide.items()} | {(key := next(iter(wide))): min(wide[key], 20)}
     while width and sum(wide.values()) + 2*(len(wide) - 1) > width:
-        widest = max(wide, key=wide.get)
-        if wide[widest] <= 8:
+        wider = [name for name in wide if wide[name] > least[name]]
+        if wider:
+            wide[max(wider, key=wide.get)] -= 1
+        elif len(wide) > 2:
+            wide.popitem()
+        else:
             break
-        wide[widest] -= 1
     return wide
 
 def pad(text: str, width: int, right: bool) -> str:
@@ -402,12 +406,16 @@ def filters_of(args: Any) -> dict:
     named = {name: getattr(args, name) for name in ("method", "dataset", "state", "seed")}
     return {name: value for name, value in named.items() if value is not None} | dict(args.filters)
 
-# %% ../../nbs/lab/09_command.ipynb #4ce9e6a9
+# %% ../../nbs/lab/09_command.ipynb #81dd78d3
+def select_runs(filters: dict, earliest: str = "", newest: int | None = None, root: Path | None = None,
+                check: bool = False) -> list[Run]:
+    "The runs that all filters fit and that ended since `earliest`, the newest first, and no more than `newest`."
+    time_of = since(earliest) if earliest else 0
+    return [run for run in chosen(read_runs(root, check), filters) if run.ended >= time_of][:newest]
+
 def selected(args: Any) -> list[Run]:
-    "The runs that a command line asks for, the newest first."
-    earliest = since(args.since) if args.since else 0
-    runs = chosen(read_runs(args.root, args.check), filters_of(args))
-    return [run for run in runs if run.ended >= earliest][:args.newest]
+    "The runs that a command line asks for."
+    return select_runs(filters_of(args), args.since, args.newest, args.root, args.check)
 
 def print_list(args: Any) -> None:
     "The runs, the newest first."
@@ -492,33 +500,50 @@ def open_folder(args: Any) -> None:
     if opener:
         subprocess.run([opener, str(folder)], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-# %% ../../nbs/lab/09_command.ipynb #d57aa8b3
-def runs_to_delete(args: Any) -> list[Path]:
-    "The folders that are named, each once, if every one of them may be deleted."
-    folders = list(dict.fromkeys(find_folder(name, args.root) for name in args.runs))
-    for folder, name in zip(folders, args.runs):
-        if args.yes and Path(name).name != folder.name:
-            raise ConfigError(f"{name!r} is a part of {folder.name}: with --yes, give the whole name")
+# %% ../../nbs/lab/09_command.ipynb #813a22aa
+def require_whole(names: list[str], folders: list[Path]) -> None:
+    "Refuse a part of a name."
+    for name, folder in zip(names, folders):
+        if Path(name).name != folder.name:
+            raise ConfigError(f"{name!r} is a part of {folder.name}: to delete it unasked, give the whole name")
+
+def delete_all(folders: list[Path], root: Path | None = None) -> None:
+    "Delete these runs, if every one of them may be deleted."
     for folder in folders:
-        require_own_folder(folder, args.root)
+        require_own_folder(folder, root)
         if owner := lock_owner(folder):
             raise RunError(f"{show_path(folder)} is in use by {owner}: wait for it or stop it")
-    return folders
+    for folder in folders:
+        delete_run(folder, root)
+
+def delete_named(names: list[str], root: Path | None = None) -> list[str]:
+    "Delete the runs with these whole names, unasked; their names."
+    folders = [find_folder(name, root) for name in names]
+    require_whole(names, folders)
+    delete_all(folders, root)
+    return [folder.name for folder in folders]
+
+# %% ../../nbs/lab/09_command.ipynb #b15a45fe
+def ask(question: str) -> bool:
+    "Whether somebody at the terminal says yes."
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody to ask, for the input is no terminal: pass --yes and the whole names")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 def delete_runs(args: Any) -> None:
     "Delete the runs that are named, after a question."
-    folders = runs_to_delete(args)
-    rows = [shown(row_of(Run(folder))) for folder in folders]
-    what = f"{len(folders)} run{'s'*(len(folders) != 1)}, {size_text(sum(Run(folder).size for folder in folders))}"
+    folders = [find_folder(name, args.root) for name in args.runs]
+    if args.yes:
+        require_whole(args.runs, folders)
+    folders = list(dict.fromkeys(folders))
+    runs = [Run(folder) for folder in folders]
+    what = f"{len(runs)} run{'s'*(len(runs) != 1)}, {size_text(sum(run.size for run in runs))}"
     if not args.yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("nobody to ask, for the input is no terminal: pass --yes and the whole names")
-        print(text_table(rows, terminal_width()), file=sys.stderr)
-        print(f"Delete {what}? This cannot be undone. [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        print(text_table([shown(row_of(run)) for run in runs], terminal_width()), file=sys.stderr)
+        if not ask(f"Delete {what}? This cannot be undone."):
             return print("nothing deleted", file=sys.stderr)
-    for folder in folders:
-        delete_run(folder, args.root)
+    delete_all(folders, args.root)
     print(f"deleted {what}", file=sys.stderr)
 
 # %% ../../nbs/lab/09_command.ipynb #de6b86e9
@@ -553,7 +578,7 @@ def print_options(args: Any) -> None:
     rows = table.to_dict("records")
     print_rows(args, rows, lambda: text_table(rows, terminal_width()))
 
-# %% ../../nbs/lab/09_command.ipynb #442130ed
+# %% ../../nbs/lab/09_command.ipynb #b4d2dc94
 class Command(NamedTuple):
     "What a command is about, the arguments it takes, and what it does with them."
     about: str
@@ -563,10 +588,16 @@ class Command(NamedTuple):
 class Parser(argparse.ArgumentParser):
     "argparse, whose errors are refusals in one sentence."
     def error(self, message):
-        words = message.removeprefix("unrecognized arguments: ").split()[:1]
-        near = difflib.get_close_matches(words[0] if words else "", self._option_string_actions, n=1)
-        hint = f": did you mean {near[0]}?" if near and "unrecognized" in message else ""
-        raise UsageError(f"{message}{hint} (`{self.prog} --help` shows what it takes)")
+        raise UsageError(f"{message} (`{self.prog} --help` shows what it takes)")
+
+    def words(self, words: list[str]) -> argparse.Namespace:
+        "The parsed words; an option that the command does not have is named first."
+        for word in words:
+            name = word.split("=")[0]
+            if name.startswith("--") and len(name) > 2 and name not in self._option_string_actions:
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                self.error(f"no option {name}" + (f": did you mean {near[0]}?" if near else ""))
+        return self.parse_intermixed_args(words)
 
 # %% ../../nbs/lab/09_command.ipynb #113ce37c
 def takes_rows(parser: Parser) -> None:
@@ -670,7 +701,7 @@ def split_command(words: list[str]) -> tuple:
     choose({name: name for name in COMMANDS if " " not in name}, words[0], "command")
     return words[0], words[1:]
 
-# %% ../../nbs/lab/09_command.ipynb #9eee17d2
+# %% ../../nbs/lab/09_command.ipynb #e2d8d6a3
 def run_command(words: list[str]) -> None:
     "Do what a command line says."
     if not words or words[0] in ("-h", "--help", "help"):
@@ -678,7 +709,7 @@ def run_command(words: list[str]) -> None:
     if words[0] in ("-V", "--version"):
         return print(f"mixsupcon {mixsupcon.__version__}")
     name, rest = split_command(words)
-    COMMANDS[name].do(parser_of(name).parse_intermixed_args(rest))
+    COMMANDS[name].do(parser_of(name).words(rest))
     sys.stdout.flush()
 
 # %% ../../nbs/lab/09_command.ipynb #779a0640

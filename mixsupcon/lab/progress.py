@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WATCHING', 'TRACKERS', 'write_terminal', 'show_in_notebook', 'report', 'clock', 'duration', 'is_round',
-           'pause_between_lines', 'watched', 'curve', 'Stopped', 'signals_to', 'Pace', 'Line', 'Progress', 'shown',
-           'tracking_folder', 'scalars', 'TensorBoard', 'WandB', 'MLflow', 'trackers_of', 'Trackers', 'final_numbers',
-           'finish_tracking']
+           'pause_between_lines', 'watched', 'curve', 'Stopped', 'signals_to', 'Pace', 'Line', 'TrainingLine',
+           'Progress', 'shown', 'tracking_folder', 'scalars', 'TensorBoard', 'WandB', 'MLflow', 'trackers_of',
+           'Trackers', 'final_numbers', 'finish_tracking']
 
 # %% ../../nbs/lab/02_progress.ipynb #edda8eb6
 import io, os, signal, sys, threading, time
@@ -33,12 +33,12 @@ def write_terminal(text: str, stay: bool = True) -> None:
             width = os.get_terminal_size(number).columns or 80
             os.write(number, f"{start}{text[:width - 1]}".encode())
 
-# %% ../../nbs/lab/02_progress.ipynb #52e3e78e
+# %% ../../nbs/lab/02_progress.ipynb #ccd7ab3f
 def show_in_notebook(line: str, display: Any = None, picture: str = "") -> Any:
     "Show `line`, or its `picture`, in the notebook, there instead of what `display` shows; None outside notebooks."
     from IPython import get_ipython
     from IPython.display import display as show
-    if get_ipython() is None:
+    if not hasattr(get_ipython(), "kernel"):   # no notebook: a script, or a shell that shows the terminal's lines
         return None
     shown = {"text/plain": line} | ({"image/svg+xml": picture} if picture else {})
     if display is None:
@@ -89,7 +89,7 @@ def watched(function: Callable) -> Callable:
         return result
     return watching
 
-# %% ../../nbs/lab/02_progress.ipynb #32a71fae
+# %% ../../nbs/lab/02_progress.ipynb #f2aa27b8
 def curve(points: list, line: str, epochs: int, width: int = 560, height: int = 170) -> str:
     "The loss over epochs, as SVG, with `line` above it."
     points = points[::len(points)//200 + 1] + points[-1:]   # a picture of a few kB
@@ -102,19 +102,19 @@ def curve(points: list, line: str, epochs: int, width: int = 560, height: int = 
     words = [text(4, 14, line, "start"), text(left - 6, top + 4, f"{high:.3g}", "end"),
              text(left - 6, bottom, f"{low:.3g}", "end"), text(left, height - 6, "0", "middle"),
              text(right, height - 6, f"{epochs} epochs", "end")]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+    drawn = " ".join(place(x, y) for x, y in points)
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
             f'font-family="monospace" font-size="11" fill="#808080">{"".join(words)}'
             f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#808080"/>'
-            f'<polyline points="{" ".join(place(x, y) for x, y in points)}" fill="none" stroke="#1f77b4" stroke-width="1.5"/>'
-            "</svg>")
+            f'<polyline points="{drawn}" fill="none" stroke="#1f77b4" stroke-width="1.5"/></svg>')
 
-# %% ../../nbs/lab/02_progress.ipynb #5a80c7c3
+# %% ../../nbs/lab/02_progress.ipynb #893c6dee
 class Stopped(KeyboardInterrupt):
     "A training that was stopped; it continues when it is asked for again."
 
     def __init__(self, epoch: int, epochs: int, saved: int):
         where = f"{'after' if saved == epoch else 'in'} epoch {epoch} of {epochs}"
-        goes_on = "goes on there" if saved == epoch else f"goes on after epoch {saved}" if saved else "starts it again"
+        goes_on = "continues there" if saved == epoch else f"continues after epoch {saved}" if saved else "starts again"
         super().__init__(f"stopped {where}; the same command {goes_on}")
 
     def _render_traceback_(self):
@@ -132,13 +132,14 @@ def signals_to(handler: Callable) -> Iterator[None]:
         for number, usual in before.items():
             signal.signal(number, signal.SIG_DFL if usual is None else usual)
 
-# %% ../../nbs/lab/02_progress.ipynb #053cccd7
+# %% ../../nbs/lab/02_progress.ipynb #b8809bb3
 class Pace:
     "How fast a training of `epochs` of `steps` is, of which `done` are done before it; `now` is its clock."
 
     def __init__(self, epochs: int, steps: int, done: int = 0, now: Callable = time.monotonic):
         self.epochs, self.steps, self.done, self.now = epochs, steps, done, now
-        self.epoch, self.step, self.count, self.first, self.took = done, 0, 0, None, float("inf")
+        self.epoch, self.step, self.count = done, 0, 0
+        self.first, self.took, self.estimated = None, float("inf"), False
         self.start = self.begun = now()
 
     def begin(self, epoch: int) -> None:
@@ -161,12 +162,15 @@ class Pace:
         "The seconds until the end of the epoch."
         return (self.now() - self.begun)*(self.steps - self.step)/self.step if self.step else self.took
 
-    def whole(self) -> tuple | None:
-        "The seconds of an epoch and of all that were left at the start; None in the first steps."
-        if self.count < 3 or self.now() - self.start < 3:
-            return None
+    def estimate(self) -> str:
+        "Once, after some steps, how long all takes; empty if that is less than two minutes."
+        if self.estimated or self.count < 3 or self.now() - self.start < 3:
+            return ""
+        self.estimated = True
         epoch = (self.now() - self.first)/(self.count - 1)*self.steps
-        return epoch, epoch*(self.epochs - self.done)
+        words = f"about {duration(epoch*(self.epochs - self.done))} on this machine, at {duration(epoch)} an epoch"
+        long = epoch*(self.epochs - self.done) > 120
+        return f"{words}; Ctrl-C stops it, the same command continues" if long else ""
 
 # %% ../../nbs/lab/02_progress.ipynb #07677d0a
 class Line:
@@ -195,14 +199,29 @@ class Line:
         if self.display is not None:
             show_in_notebook(self.text, self.display)
 
-# %% ../../nbs/lab/02_progress.ipynb #0fd1ddb1
-class Progress:
-    "What a training shows: a line, the curve of the loss, how long it will take."
+# %% ../../nbs/lab/02_progress.ipynb #6d1b33fb
+class TrainingLine(Line):
+    "The line of a training, with the curve of its losses so far."
 
     def __init__(self, pace: Pace, views: int, losses: list = ()):
-        self.pace, self.views, self.line = pace, views, Line(pace.now)   # `views` of an epoch
-        self.points = [*enumerate(losses, 1)]                            # (epoch, loss)
-        self.saved, self.stopping, self.estimated = pace.done, False, False
+        super().__init__(pace.now)
+        self.pace, self.views, self.points = pace, views, [*enumerate(losses, 1)]   # views an epoch; (epoch, loss)
+
+    def tell(self, words: str, seconds: float, stay: bool = False) -> None:
+        "Show `words` about the epoch under way, which has taken `seconds`."
+        pace, left = self.pace, self.pace.left()
+        speed, past = self.views*pace.step/pace.steps/max(seconds, 1e-9), pace.now() - pace.start
+        text = f"epoch {pace.epoch}/{pace.epochs}   {words}   {speed:,.0f} views/s   {clock(left)} left"
+        picture = (lambda: curve(self.points, text, pace.epochs)) if self.points and past > 5 and left > 1 else None
+        self.show(text, stay, pause_between_lines(past + left), picture)
+
+# %% ../../nbs/lab/02_progress.ipynb #84bcbd4b
+class Progress:
+    "What a training shows while it runs, and how it is stopped."
+
+    def __init__(self, pace: Pace, views: int, losses: list = ()):
+        self.pace, self.line = pace, TrainingLine(pace, views, losses)
+        self.saved, self.stopping = pace.done, False   # the epoch of the last checkpoint; whether Ctrl-C was pressed
 
     def begin(self, epoch: int) -> None:
         "An epoch begins."
@@ -215,35 +234,18 @@ class Progress:
         pace = self.pace
         pace.tick()
         self.total = self.total + step.loss.detach()
-        self.estimate()
+        if words := pace.estimate():
+            report(words)
         if pace.now() - max(self.line.written, pace.begun) >= 1:
             loss = float(self.total)/pace.step   # on a GPU, this waits for the step
-            if pace.epoch == 1:
-                self.points.append((pace.step/pace.steps, loss))
-            self.show(f"step {pace.step}/{pace.steps}   loss {loss:.4f}", pace.now() - pace.begun)
+            self.line.points += [(pace.step/pace.steps, loss)] if pace.epoch == 1 else []
+            self.line.tell(f"step {pace.step}/{pace.steps}   loss {loss:.4f}", pace.now() - pace.begun)
 
     def end(self, loss: float, seconds: float) -> None:
         "An epoch has ended."
         epoch, self.pace.step = self.pace.epoch, self.pace.steps
-        self.points.append((epoch, loss))
-        self.show(f"loss {loss:.4f}", seconds, is_round(epoch) or epoch == self.pace.epochs)
-
-    def show(self, words: str, seconds: float, stay: bool = False) -> None:
-        "Show `words` with views a second and the time left; the curve if the training takes more than some seconds."
-        pace, left = self.pace, self.pace.left()
-        speed, past = self.views*pace.step/pace.steps/max(seconds, 1e-9), pace.now() - pace.start
-        text = f"epoch {pace.epoch}/{pace.epochs}   {words}   {speed:,.0f} views/s   {clock(left)} left"
-        picture = (lambda: curve(self.points, text, pace.epochs)) if past > 5 and left > 1 else None
-        self.line.show(text, stay, pause_between_lines(past + left), picture)
-
-    def estimate(self) -> None:
-        "Say once how long it will take, if that is more than two minutes."
-        whole = None if self.estimated else self.pace.whole()
-        if whole:
-            self.estimated = True
-            if whole[1] > 120:
-                report(f"about {duration(whole[1])} on this machine, at {duration(whole[0])} an epoch; "
-                       "Ctrl-C stops it, the same command goes on")
+        self.line.points.append((epoch, loss))
+        self.line.tell(f"loss {loss:.4f}", seconds, is_round(epoch) or epoch == self.pace.epochs)
 
     def interrupt(self, number: int, frame: Any) -> None:
         "Stop after the epoch if it ends within ten seconds, else, or at the second time, at once."
@@ -254,7 +256,7 @@ class Progress:
         write_terminal(f"stopping after this epoch, in about {duration(rest)}; once more stops at once")
 
     def stop_if_asked(self) -> None:
-        "Stop if somebody pressed Ctrl-C."
+        "Stop if Ctrl-C was pressed."
         if self.stopping:
             raise Stopped(self.pace.epoch, self.pace.epochs, self.saved)
 

@@ -215,12 +215,13 @@ def finish(cfg: Config, learner: Learner, folder: Path, data: Dataset, totals: d
     for old in checkpoints(folder):
         old.unlink()
 
-# %% ../../nbs/lab/03_train.ipynb #b460f0d3
+# %% ../../nbs/lab/03_train.ipynb #c13046d3
 def progress_of(cfg: Config, n: int, rows: list) -> Progress:
     "The progress of a training on `n` images whose log so far has these rows."
     steps = len(batches_of(cfg, n, 1)) if len(rows) < cfg.epochs else 1
     return Progress(Pace(cfg.epochs, steps, len(rows)), cfg.goal.views*n, [row["loss"] for row in rows])
 
+# %% ../../nbs/lab/03_train.ipynb #e00d4b2f
 def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
     "Train to the last epoch, logging each and saving checkpoints; the totals and the last loss."
     device = next(learner.net.parameters()).device

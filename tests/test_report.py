@@ -1,4 +1,6 @@
-"Reports: every number leads to its runs, nothing missing or odd is hidden, and nothing odd ends a report."
+"Reports: every number leads to its runs, nothing missing or odd is hidden, and no report is lost."
+import filecmp
+import hashlib
 import itertools
 import json
 import os
@@ -8,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 from mixsupcon.core.configure import Figure, Paper, Study, configure, papers
-from mixsupcon.core.options import amended
-from mixsupcon.lab.runs import read_config
-from mixsupcon.report.page import write_report
+from mixsupcon.core.options import amended, refused
+from mixsupcon.lab.runs import read_config, write_json
+from mixsupcon.report import publish
+from mixsupcon.report.publish import ARCHIVE, SUMS, other_folders, print_end, read_sums, write_report
 from mixsupcon.report.statistics import holm
 from mixsupcon.report.studies import Planned, find_runs, jobs, missing_runs, plan, run_key, write_example_run
 from mixsupcon.report.tables import published_table, results
@@ -79,31 +84,59 @@ def report(runs, tmp_path_factory):
 
 
 class Page(HTMLParser):
-    "The ids, the links and the texts of a page."
+    "The ids, the links, the texts and the tags of a page, and the texts of each part that has an id."
 
-    def __init__(self, text):
+    def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.tags, self.texts, self.within = [], [], [], [], []
-        self.feed(text)
+        self.ids, self.links, self.tags, self.texts, self.parts, self.open = [], [], [], [], {}, []
+        self.feed(path.read_text())
 
     def handle_starttag(self, tag, given):
         given = dict(given)
         self.tags.append(tag)
         self.ids += [given["id"]] if "id" in given else []
-        self.within = [*self.within, given.get("id")] if tag == "ul" else self.within
-        if "href" in given:
-            self.links.append((self.within[-1] if self.within else None, given["href"]))
+        self.links += [given[name] for name in ("href", "src") if name in given]
+        if tag in ("div", "tr"):
+            self.open.append((tag, given.get("id")))
 
     def handle_endtag(self, tag):
-        self.within = self.within[:-1] if tag == "ul" else self.within
+        if self.open and tag == self.open[-1][0]:
+            self.open.pop()
 
     def handle_data(self, data):
         self.texts.append(data)
+        for _, part in self.open:
+            self.parts.setdefault(part, []).append(data)
+
+
+def pages_in(out):
+    "The pages of a report by file."
+    return {path.name: Page(path) for path in sorted(out.glob("*.html"))}
+
+
+def broken_links(out):
+    "Every link of every page that does not end at a file of the report, or at a part of one of its pages."
+    pages, broken = pages_in(out), []
+    for file, page in pages.items():
+        assert len(page.ids) == len(set(page.ids)), file
+        for link in page.links:
+            path, _, anchor = link.partition("#")
+            target = out/unquote(path or file)
+            inside = target.is_file() and target.resolve().is_relative_to(out.resolve())
+            good = inside and (not anchor or unquote(anchor) in pages[target.name].ids)
+            broken += [(file, link)]*(not good and link != "data:,")   # the page's empty icon
+    return broken
 
 
 @pytest.fixture(scope="module")
-def page(report):
-    return Page((report[2]/"index.html").read_text())
+def pages(report):
+    return pages_in(report[2])
+
+
+@pytest.fixture(scope="module")
+def page(pages):
+    "The paper's page."
+    return pages["test.html"]
 
 
 def headline(folder):
@@ -157,6 +190,7 @@ def test_files_hold_the_tables(report):
         for kind, mark in (("md", "| {} |"), ("tex", " {} ")):
             text = (out/"tables"/f"{name}.{kind}").read_text()
             assert all(mark.format(row) in text for row in table.row), (name, kind)
+        assert (out/"tables"/f"{name}.tex").read_text().count(r"\textbf") == made.best[name].to_numpy().sum()
     stored = pd.read_csv(out/"tables"/"runs.csv")
     assert len(stored) == len(made.numbers) and stored.state.tolist() == made.numbers.state.tolist()
 
@@ -170,9 +204,9 @@ def test_same_folders_same_bytes(runs, report, tmp_path):
     assert [name for name in files if (out/name).read_bytes() != (again/name).read_bytes()] == []
 
 
-# the page
+# the pages
 
-def test_what_is_missing_is_named(report, page):
+def test_what_is_missing_is_named(report, pages):
     "The missing seed, the unfinished and the altered run, by folder and notebook; in the table how many seeds."
     made, _, out = report
     missing = missing_runs(made.numbers).set_index("state")
@@ -180,54 +214,142 @@ def test_what_is_missing_is_named(report, page):
     assert linear.row.to_dict() == dict(missing="ce", unfinished="simclr", altered="supcon")
     assert linear.seeds.to_dict() == dict(missing="9", unfinished="3", altered="5")
     assert linear.folders["missing"] == ""
-    assert {*linear.notebook, linear.folders["unfinished"], linear.folders["altered"]} <= {*page.texts}
+    named = {*linear.notebook, linear.folders["unfinished"], linear.folders["altered"]}
+    assert named <= {*pages["index.html"].texts}
     seeds = made.words["linear"][1].set_index("row").seeds.to_dict()
     assert seeds == dict(untrained="12", simclr="11 of 12", supcon="11 of 12", mixsupcon="12", ce="11 of 12")
 
 
-def test_other_folders_are_named_with_their_reason(runs, report, page):
-    "What no study needs, what is no run, what cannot be read; none of it in a table."
-    foreign = {folder.name: reason for folder, reason in report[0].foreign.items()}
+def test_other_folders_are_named_with_their_reason(runs, report, capfd):
+    "What no study needs, what is no run, what cannot be read: on the terminal, as a clone has none of it; in no table."
+    made, _, out = report
+    foreign = other_folders(made).set_index("folder")["in no table, because"].to_dict()
     assert len(foreign) == 8 and sum("no study" in reason for reason in foreign.values()) == 1
+    print_end(made, out)
+    terminal = capfd.readouterr().err
     for name, reason in foreign.items():
-        assert f"{name}: {reason}" in page.texts and str(runs) not in reason
+        assert f"{name}: {reason}" in terminal and str(runs) not in reason
+        assert not any(reason in path.read_text() for path in out.glob("*.html"))
 
 
 def test_runs_of_other_code_are_named(report, page):
     "A sentence under the table, and a note at the run."
     sentence = "One run was made by another version of core.losses.supcon."
     assert report[0].words["linear"][2].endswith(sentence) and "another version" not in report[0].words["heat"][2]
-    assert sum("(other code: core.losses.supcon)" in text for text in page.texts) == 1
+    assert page.parts["runs-linear-digits-mixsupcon"].count("core.losses.supcon") == 1
+    assert page.texts.count("core.losses.supcon") == 1
 
 
-def test_every_cell_leads_to_its_runs(report, page):
-    "Each link of a cell ends at one anchor; the runs behind it are the folders whose numbers went into the mean."
+def test_every_row_leads_to_its_runs_and_back(runs, report, page):
+    "The name of a row ends at its runs, which are the folders whose numbers went into its mean, and they lead back."
     made, _, out = report
-    inside = [href[1:] for _, href in page.links if href.startswith("#")]
-    assert len(page.ids) == len(set(page.ids)) and set(inside) <= set(page.ids)
-    for name, (_, words, _) in made.words.items():
-        if name not in made.studies:
-            continue
-        for row, mean in zip(words.row, made.tables[name]["linear mean"]):
+    for name in made.studies:
+        for row, mean in zip(made.words[name][1].row, made.tables[name]["linear mean"]):
             anchor = f"{name}-digits-{row}"
-            assert inside.count(anchor) >= words.shape[1]
-            folders = [(out/href).resolve().parent for within, href in page.links if within == anchor]
+            assert page.links.count(f"#runs-{anchor}") == page.links.count(f"#row-{anchor}") == 1
+            assert row in page.parts[f"row-{anchor}"]
+            folders = [runs/text for text in page.parts[f"runs-{anchor}"] if text.startswith(("supcon-", "simclr-",
+                                                                                               "mixsupcon-", "ce-"))]
             assert np.isclose(100*np.mean([headline(folder) for folder in folders]), mean)
+    shared = pages_in(out)["all.html"]
+    assert "test.html#runs-linear-digits-supcon" in shared.links
 
 
-def test_links_to_files_end_at_files(report, page):
-    "Figures as PNG and PDF, and the runs' records."
-    out = report[2]
-    files = [href for _, href in page.links if not href.startswith("#")]
-    assert files and all((out/href).exists() for href in files)
-    assert len(list((out/"figures").glob("*.png"))) == len(list((out/"figures").glob("*.pdf"))) == 7
+def test_every_link_ends_in_the_report(report, pages):
+    "Of every page: at a file of the report, or at a part of a page; no run folder, no address of the network."
+    made, _, out = report
+    assert broken_links(out) == [] and [*pages] == ["all.html", "index.html", "test.html"]
+    assert not re.search(r"(?:href|src)=.?(?:\w+:)?//", "".join(path.read_text() for path in out.glob("*.html")))
+    figures = {link for link in pages["test.html"].links if link.startswith("figures/")}
+    assert figures == {f"figures/{path.name}" for path in (out/"figures").iterdir()} and len(figures) == 14
 
 
-def test_markup_from_folders_is_text(report, page):
+def test_a_page_says_what_its_runs_depend_on(page):
+    "Settings as a table, those the baseline has not in bold; recipe and fidelity; numbers and folder of each run."
+    texts = page.parts["runs-heat-digits-hot"]
+    assert texts[texts.index("tau") + 1] == "0.5" and "supcon (SupCon)" in texts
+    assert any("fidelity: changed." in text or "fidelity: ours." in text for text in texts)
+    assert "in bold what supcon has not" in "".join(texts)
+
+
+def test_the_best_of_a_column_is_bold(report):
+    "The largest mean of each accuracy, by hand; never the baseline for its own sake, no number of runs, no p value."
+    made, _, out = report
+    for name in made.studies:
+        words, best = made.words[name][1], made.best[name]
+        for title in words:
+            means = words[title].str.split(" ± ").str[0]
+            top = max(means, key=float) if title.startswith(("linear (", "kNN")) else None
+            assert best[title].tolist() == [mean == top for mean in means], title
+    text = (out/"test.html").read_text()
+    assert text.count("<strong>") == sum(made.best[name].to_numpy().sum() for name in made.studies)
+    assert "bold says nothing about significance" in text
+
+
+def test_one_p_value_for_one_comparison(report):
+    "A study of one comparison has a column p, one of several has Holm's; none has both."
+    words = {name: [*report[0].words[name][1]] for name in report[0].studies}
+    assert [title for title in words["heat"] if title.startswith("p")] == ["p"]
+    assert [title for title in words["linear"] if title.startswith("p")] == ["p (Holm)"]
+
+
+def test_markup_from_folders_is_text(report, pages):
     "A script in a folder's records, in a folder's name or in a paper's title never becomes a tag."
-    assert "script" not in page.tags and "b" not in page.tags
-    assert any(text.startswith("somebody's <b>notes") for text in page.texts) and EVIL in page.texts
-    assert "<script" not in (report[2]/"index.html").read_text()
+    for name, page in pages.items():
+        assert page.tags.count("script") == 1 and "b" not in page.tags, name
+    assert EVIL in pages["index.html"].texts and EVIL in pages["test.html"].texts
+    assert not any("<script>alert" in path.read_text() for path in report[2].glob("*.html"))
+
+
+ODD_NAMES = EVIL, "$x^2$ and $", "数据增强与混合", "w"*200, "a/../../b", "50 % & more_less #1", "—"
+
+
+@pytest.mark.slow
+def test_odd_names_are_harmless(tmp_path):
+    "Of studies, rows, data and papers: every page, table and figure is written, and every link ends."
+    rows = {name: dict(method="supcon", tau=.1 + i/100) for i, name in enumerate(ODD_NAMES)}
+    figures = tuple(Figure(kind, name) for kind, name in zip(("learning", "differences", "scatter"), ODD_NAMES))
+    data, few = {ODD_NAMES[3]: dict(preset="digits50")}, {name: rows[name] for name in ODD_NAMES[:2]}
+    odd = {name: Study(name, few, ODD_NAMES[0], data, seeds=2) for name in ODD_NAMES}
+    odd[EVIL] = odd[EVIL]._replace(rows=rows, figures=figures)
+    papers = {name: Paper(name, name, {}, lambda scale, name=name: {name: odd[name]}) for name in ODD_NAMES}
+    for run in {run_key(run.cfg): run for run in plan("small", papers=papers)}.values():
+        write_example_run(tmp_path/"runs", run.cfg, .5 + run.cfg.seed/10 + run.cfg.tau)
+    made, drawings, out = write_report("small", tmp_path/"runs", tmp_path/"report"/"small", papers)
+    assert {drawing.problem for drawing in drawings.values()} == {None} and broken_links(out) == []
+    assert all(page.tags.count("script") == 1 for page in pages_in(out).values())
+    assert len(list((out/"tables").glob("*.csv"))) == len(made.words) + 2
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["report", "runs"]
+
+
+def browser():
+    "A browser without a window, if there is one."
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not browser(), reason="needs chromium")
+def test_a_table_is_sorted_in_a_browser(report, tmp_path):
+    "By a click on a column's button: up, down, as it was; without an error on the console, and without a network."
+    out = shutil.copytree(report[2], tmp_path/"report")
+    script = """<script>
+      const table = document.querySelector("table.sort"), button = table.tHead.rows[0].cells[2].firstChild, seen = [];
+      const rows = () => [...table.tBodies[0].rows].map(row => row.cells[1].querySelector("a").textContent).join();
+      for (let i = 0; i < 4; i++) {
+        seen.push(rows() + " " + button.closest("th").getAttribute("aria-sort")); button.click()}
+      document.title = seen.join(";")</script></body>"""
+    page = out/"test.html"
+    page.write_text(page.read_text().replace("</body>", script))
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path/'profile'}",
+               "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    first, up, down, again = re.search("<title>(.*?)</title>", done.stdout)[1].split(";")
+    assert "CONSOLE" not in done.stderr and first == again
+    order = ["untrained", "simclr", "ce", "supcon", "mixsupcon"]
+    means = report[0].tables["linear"].set_index("row")["linear mean"]
+    order = sorted(order, key=lambda row: round(means[row], 1))
+    assert up == f"{','.join(order)} ascending" and down.endswith(" descending")
+    assert down.split()[0].split(",")[-1] == "untrained" and first.startswith("untrained,simclr,supcon")
 
 
 def test_fidelity_is_computed(runs, tmp_path):
@@ -238,7 +360,7 @@ def test_fidelity_is_computed(runs, tmp_path):
     change(folder/"config.json", fidelity="paper", source="a paper")
     write_example_run(root, cfg, .9)
     _, _, out = write_report("small", root, tmp_path/"report", PAPER)
-    text = (out/"index.html").read_text()
+    text = (out/"test.html").read_text()
     assert "fidelity: changed." in text   # no epochs at all
     assert "a paper;" not in text and "fidelity: paper" not in text
 
@@ -346,6 +468,189 @@ def test_jobs_have_distinct_names_and_all_runs(tmp_path, scale):
     assert sum(job.parameters["repeats"] for job in made.values()) == len(keys)
 
 
+# a report is never lost
+
+def one_study(scale):
+    "A study of two rows with figures from logs and from pictures."
+    kinds = "learning", "t-SNE"
+    rows = dict(supcon=dict(method="supcon"), ce=dict(method="ce"))
+    figures = tuple(Figure(kind, kind) for kind in kinds)
+    return dict(pair=Study("A pair", rows, "supcon", {"digits": dict(preset="digits50")}, seeds=3, figures=figures))
+
+
+PAIR = dict(pair=Paper("A pair", "", {}, one_study))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    "A project with the runs of a pair, and their report."
+    project = tmp_path_factory.mktemp("project")
+    for i, run in enumerate(plan("small", papers=PAIR)):
+        folder = write_example_run(project/"runs", run.cfg, .8 + i/100)
+        xy = [[i, i*i] for i in range(20)]
+        result = dict(xy=xy, y=[0, 1]*10, classes=["a", "b"], silhouette=.5, knn20=.9, gap=.1)
+        write_json(folder/"tsne.json", result)
+    made, drawings, out = write_report("small", project/"runs", project/"report"/"small", PAIR)
+    assert {drawing.problem for drawing in drawings.values()} == {None}
+    return project
+
+
+def write_pair(project, **given):
+    "Write the report of a project's runs."
+    return write_report("small", project/"runs", project/"report"/"small", PAIR, **given)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    "Reports without figures, which take most of the time."
+    monkeypatch.setattr(publish, "draw_figures", lambda made: {})
+
+
+def clone_of(published, target):
+    "What a clone of the project has: the report, no runs."
+    shutil.copytree(published/"report", target/"report")
+    return target
+
+
+def differing(a, b):
+    "The files of two folders that are not the same bytes, or in one of them only."
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} for folder in (a, b)]
+    both = sorted(names[0] & names[1])
+    return sorted(names[0] ^ names[1]) + filecmp.cmpfiles(a, b, both, shallow=False)[1]
+
+
+def is_whole(out):
+    "Whether a report has just the files that it was written with, byte for byte."
+    files = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+             for path in out.rglob("*") if path.is_file() and path.name != SUMS}
+    return files == read_sums(out) and "index.html" in files
+
+
+def test_a_clone_makes_the_same_report(published, tmp_path, capfd):
+    "From the records alone, byte for byte; it says so on the terminal, and no job counts as done."
+    clone = clone_of(published, tmp_path)
+    write_pair(clone)
+    assert differing(published/"report"/"small", clone/"report"/"small") == []
+    assert "6 of the 6 runs are shown from the last report's records" in capfd.readouterr().err
+    assert not any(job.done for job in jobs("small", clone/"runs", PAIR).values())
+    assert {path.suffix for path in (clone/"cache").rglob("*") if path.is_file()} == {".json", ".jsonl"}   # no weights
+
+
+def test_the_archive_is_deterministic(published, tmp_path):
+    "Other times, owners and order of the folders: the same archive, though compressed anew."
+    folders = sorted((published/"runs").iterdir())
+    copies = [shutil.copytree(folder, tmp_path/folder.name) for folder in reversed(folders)]
+    for i, path in enumerate(tmp_path.rglob("*")):
+        os.utime(path, (i, i))
+    archive = published/"report"/"small"/ARCHIVE
+    assert publish.packed(copies, b"") == archive.read_bytes()
+
+
+def test_runs_win_over_records(published, tmp_path, no_figures):
+    "A run that is trained again counts instead of its record, an unfinished or altered one does not."
+    clone = clone_of(published, tmp_path)
+    planned = plan("small", papers=PAIR)
+    write_example_run(clone/"runs", planned[0].cfg, .5)
+    write_example_run(clone/"runs", planned[1].cfg, .5, finish=False)
+    change(write_example_run(clone/"runs", planned[2].cfg, .5)/"linear.json", curve=[.1])
+    made = write_pair(clone)[0]
+    numbers = made.numbers.linear.round(3).tolist()
+    assert numbers[:3] == [.5, .81, .82] and set(made.numbers.state) == {"complete"}
+    assert sorted(made.foreign.values()) == ["altered: its record counts", "unfinished: its record counts"]
+
+
+def test_a_report_of_fewer_runs_replaces_none(published, tmp_path, no_figures):
+    "Without the archive the runs are not there: how many and which; told to, it is replaced."
+    clone = clone_of(published, tmp_path)
+    out = clone/"report"/"small"
+    (out/ARCHIVE).unlink()
+    write_example_run(clone/"runs", plan("small", papers=PAIR)[0].cfg, .8)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    sentence = refused(write_pair, clone)
+    assert "shows 6 runs, and 5 of them are not there now: " in sentence and "REPLACE=fewer" in sentence
+    assert "pair: ce on digits (3); pair: supcon on digits (2)" in sentence
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["small"]
+    assert len(write_pair(clone, replace="fewer")[0].numbers.dropna(subset="linear")) == 1 and is_whole(out)
+    assert write_pair(clone)[0].numbers.state.tolist().count("complete") == 1   # and is now the last report
+
+
+def test_a_tampered_archive_is_named(published, tmp_path, no_figures):
+    "A flipped bit or another archive in its place: refused by name where its runs are needed, else written anew."
+    clone = clone_of(published, tmp_path)
+    out, whole = clone/"report"/"small", (published/"report"/"small"/ARCHIVE).read_bytes()
+    for data in (whole[:99] + bytes([whole[99] ^ 1]) + whole[100:], whole[:-1], b"", whole + b"x"):
+        (out/ARCHIVE).write_bytes(data)
+        sentence = refused(write_pair, clone)
+        assert f"{ARCHIVE} is not the file that {SUMS} beside it names" in sentence and "6 of them" in sentence
+    write_report("small", published/"runs", out, PAIR)
+    assert (out/ARCHIVE).read_bytes() == whole
+
+
+def test_a_tampered_record_is_altered(published, tmp_path, no_figures):
+    "A number changed inside a record, with sums to match: its seal tells, and the run leaves the tables."
+    clone = clone_of(published, tmp_path)
+    out = clone/"report"/"small"
+    records = publish.unpack_records(out, tmp_path/"records")
+    folders = sorted(records.iterdir())
+    path = folders[0]/"linear.json"
+    path.write_text(path.read_text().replace("0.8", "0.9"))
+    (out/ARCHIVE).write_bytes(publish.packed(folders, b""))
+    (out/SUMS).write_text(publish.sums_of(out))
+    assert "1 of them is not there now" in refused(write_pair, clone)
+    made = write_pair(clone, replace="fewer")[0]
+    assert sorted(made.numbers.state) == ["altered"] + 5*["complete"]
+
+
+KILLED = "write_tables", "sums_of", "put", "exchange"
+NO_RUNS = dict(other=Paper("Another", "", {}, lambda scale: dict(other=one_study(scale)["pair"])))
+
+
+def kill_within(project, **patches):
+    "Write a report, without figures, in a process with other functions in the module's place, which is killed."
+    if not (child := os.fork()):
+        with suppress(BaseException):
+            for name, function in dict(draw_figures=lambda made: {}, **patches).items():
+                setattr(publish, name, function)
+            write_pair(project)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def kill(*args, **given):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_while_writing(published, tmp_path, name):
+    "Whenever the process dies, the old report is there, whole; the next call removes what it left."
+    out = clone_of(published, tmp_path)/"report"/"small"
+    kill_within(tmp_path, **{name: kill})
+    assert is_whole(out) and (out.parent/".small.new").exists()
+    assert "6 of them are not there now" in refused(write_report, "small", tmp_path/"none", out, NO_RUNS)
+    assert is_whole(out) and [path.name for path in out.parent.iterdir()] == ["small"]
+
+
+def test_killed_between_two_renames(published, tmp_path):
+    "Where folders cannot be exchanged: the old report steps aside, and comes back with the next call."
+    out = clone_of(published, tmp_path)/"report"/"small"
+    kill_within(tmp_path, exchange=lambda new, out: out.rename(out.with_name(".small.old")) and kill())
+    assert not out.exists()
+    assert "6 of them are not there now" in refused(write_report, "small", tmp_path/"none", out, NO_RUNS)
+    assert is_whole(out) and [path.name for path in out.parent.iterdir()] == ["small"]
+
+
+def test_files_of_others_stay(published, tmp_path, no_figures):
+    "What no report wrote is kept; what a report wrote and is no longer there goes."
+    clone = clone_of(published, tmp_path)
+    out = clone/"report"/"small"
+    (out/"notes.md").write_text("mine")
+    (out/"tables"/"old.csv").write_text("old")
+    (out/SUMS).write_text((out/SUMS).read_text() + "0  tables/old.csv\n")
+    write_pair(clone)
+    assert (out/"notes.md").read_text() == "mine" and not (out/"tables"/"old.csv").exists()
+
+
 # published numbers
 
 RELEASED = [   # method, preset, data, measure, published numbers that may stand beside
@@ -405,10 +710,9 @@ def test_the_papers_report_without_runs(tmp_path):
     "Both scales' reports of nothing: all studies there, everything missing, and links that end."
     for scale in ("small", "paper"):
         made, drawings, out = write_report(scale, tmp_path/"none", tmp_path/scale)
-        page = Page((out/"index.html").read_text())
         assert set(made.numbers.state) == {"missing"}
         assert {drawing.problem for drawing in drawings.values()} == {"no run is complete yet"}
-        assert {href[1:] for _, href in page.links if href.startswith("#")} <= set(page.ids)
+        assert broken_links(out) == [] and not (out/ARCHIVE).exists()
 
 
 # killed runs

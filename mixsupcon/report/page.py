@@ -282,7 +282,7 @@ FRAME = """<!doctype html>
 <script>{{ script|safe }}</script></body></html>
 """
 
-# %% ../../nbs/report/04_page.ipynb #678e7ced
+# %% ../../nbs/report/04_page.ipynb #700662fa
 INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import up %}
 {% block content %}
 <h1>{{ title }}</h1>
@@ -303,6 +303,7 @@ INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" 
 <p>{{ versions }}</p>{{ up() }}{% endblock %}
 """
 
+# %% ../../nbs/report/04_page.ipynb #b52378a1
 CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import section, row_runs, up %}
 {% block content %}
 <h1>{{ chapter.title }}</h1>

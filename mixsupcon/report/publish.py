@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['pd', 'PICTURES', 'ARCHIVE', 'SUMS', 'SHOWN', 'REPLACE', 'record_files', 'tar_of', 'packed', 'sums_of', 'read_sums',
-           'records_in', 'unpack_records', 'exchange', 'put', 'clean_up', 'lock_folder', 'only_writer', 'replaced',
-           'keep_strangers', 'runs_shown', 'shown_before', 'lost_rows', 'refuse_fewer', 'write_figures', 'write_files',
-           'record_lines', 'other_folders', 'write_report', 'print_end']
+           'read_archive', 'records_in', 'unpack_records', 'exchange', 'put', 'clean_up', 'lock_folder', 'only_writer',
+           'replaced', 'keep_strangers', 'runs_shown', 'shown_before', 'lost_rows', 'refuse_fewer', 'write_figures',
+           'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end']
 
 # %% ../../nbs/report/05_publish.ipynb #be61df55
 import ctypes, fcntl, hashlib, io, lzma, os, shutil, tarfile
@@ -44,17 +44,16 @@ def tar_of(folders: list[Path]) -> bytes:
             archive.addfile(member, io.BytesIO(data))
     return file.getvalue()
 
-# %% ../../nbs/report/05_publish.ipynb #afc1f1d1
+# %% ../../nbs/report/05_publish.ipynb #a056e139
 ARCHIVE, SUMS = "runs.tar.xz", "SHA256SUMS"
 
-def packed(folders: list[Path], old: Path) -> bytes:
-    "The archive of these runs' records; the bytes of the archive `old`, if it holds just them."
+def packed(folders: list[Path], old: bytes) -> bytes:
+    "The archive of these runs' records; the archive `old`, if it holds just them."
     tar = tar_of(folders)
-    data = old.read_bytes() if old.exists() else b""
-    with_same, _ = attempt(lambda: lzma.decompress(data) == tar)
-    return data if with_same else lzma.compress(tar, preset=9 | lzma.PRESET_EXTREME)
+    with_same, _ = attempt(lambda: lzma.decompress(old) == tar)
+    return old if with_same else lzma.compress(tar, preset=9 | lzma.PRESET_EXTREME)
 
-# %% ../../nbs/report/05_publish.ipynb #7c96a8b0
+# %% ../../nbs/report/05_publish.ipynb #600b77c6
 def sums_of(out: Path) -> str:
     "The SHA-256 sums of all files below a folder, but of the file of sums."
     paths = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -65,7 +64,16 @@ def read_sums(out: Path) -> dict[str, str]:
     text = (out/SUMS).read_text() if (out/SUMS).exists() else ""
     return {path: known for known, _, path in (line.partition("  ") for line in text.splitlines())}
 
-# %% ../../nbs/report/05_publish.ipynb #7203d343
+def read_archive(out: Path) -> bytes:
+    "The archive of the report in a folder; empty where it has none."
+    path, known = out/ARCHIVE, read_sums(out).get(ARCHIVE)
+    data = path.read_bytes() if path.exists() else b""
+    if (data or known) and hashlib.sha256(data).hexdigest() != known:
+        where = show_path(path)
+        raise RunError(f"{where} is not the file that {SUMS} beside it names: restore both (git checkout {where})")
+    return data
+
+# %% ../../nbs/report/05_publish.ipynb #161586cc
 def records_in(data: bytes) -> dict[tuple, bytes]:
     "The files of an archive of records: (run, name) → bytes."
     files = {}
@@ -79,19 +87,16 @@ def records_in(data: bytes) -> dict[tuple, bytes]:
 
 def unpack_records(out: Path, cache: Path) -> Path | None:
     "The folder below `cache` with the records of the report in `out`, unpacked anew; None where it has none."
-    archive, folder = out/ARCHIVE, cache/"records"/out.name
-    if not archive.exists():
+    data, folder = read_archive(out), cache/"records"/out.name
+    if not data:
         return None
-    data, where = archive.read_bytes(), show_path(archive)
-    if hashlib.sha256(data).hexdigest() != read_sums(out).get(ARCHIVE):
-        raise RunError(f"{where} is not the file that {SUMS} beside it names: restore both (git checkout {where})")
     files, problem = attempt(records_in, data)
     if problem:
-        raise RunError(f"{where} cannot be unpacked ({problem}): restore it (git checkout {where})")
+        raise RunError(f"{show_path(out/ARCHIVE)} cannot be unpacked: {problem}")
     shutil.rmtree(folder, ignore_errors=True)
-    for (run, name), data in files.items():
+    for (run, name), text in files.items():
         (folder/run).mkdir(parents=True, exist_ok=True)
-        (folder/run/name).write_bytes(data)
+        (folder/run/name).write_bytes(text)
     return folder
 
 # %% ../../nbs/report/05_publish.ipynb #eda66543
@@ -187,7 +192,7 @@ def shown_before(out: Path) -> set:
                        "or replace the report with -p replace fewer")
     return shown
 
-# %% ../../nbs/report/05_publish.ipynb #5604e371
+# %% ../../nbs/report/05_publish.ipynb #15f865db
 def lost_rows(lost: set) -> str:
     "Runs by study and row, in words: the first rows, and how many more there are."
     rows: dict = {}
@@ -203,11 +208,12 @@ def refuse_fewer(out: Path, made: Results, note: str = "") -> None:
     lost = before - runs_shown(made.numbers)
     if lost:
         raise RunError(
-            f"the report in {show_path(out)} shows {len(before)} runs, and {len(lost)} of them are not there now: "
-            f"{lost_rows(lost)}. {note}To replace it all the same: make report SCALE={made.scale} REPLACE=fewer, "
+            f"the report in {show_path(out)} shows {len(before)} runs, and {len(lost)} of them "
+            f"{'is' if len(lost) == 1 else 'are'} not there now: {lost_rows(lost)}. {note}"
+            f"To replace it all the same: make report SCALE={made.scale} REPLACE=fewer, "
             f"or papermill nbs/report.ipynb -p scale {made.scale} -p replace fewer")
 
-# %% ../../nbs/report/05_publish.ipynb #7ad7becd
+# %% ../../nbs/report/05_publish.ipynb #90602a10
 def write_figures(drawings: dict, out: Path) -> None:
     "Write every figure as PNG and PDF."
     from mixsupcon.lab.figures import encode_figure
@@ -221,7 +227,7 @@ def write_files(made: Results, drawings: dict, new: Path, out: Path, papers: dic
     write_figures(drawings, new)
     folders = list(counted(made.numbers).folder.unique())
     if folders:
-        write(new/ARCHIVE, packed(folders, out/ARCHIVE))
+        write(new/ARCHIVE, packed(folders, attempt(read_archive, out)[0] or b""))
     for name, text in pages_of(made, drawings, new, papers, ARCHIVE if folders else "").items():
         write(new/name, text.encode())
     write(new/SUMS, sums_of(new).encode())

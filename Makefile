@@ -14,6 +14,7 @@ BIN := .venv/bin
 SCALE ?= small
 REPLACE ?= equal
 CORES ?= all
+USER_ID = $(shell id -u)
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
 .PHONY: run check test paper report notebooks docs lab clean setup
@@ -48,8 +49,10 @@ docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going docs _docs
 	@echo "the site is _docs/index.html"
 
+# Jupyter refuses root, as one is in a container, unless told otherwise; LAB="--ip 0.0.0.0 --port 9999" adds options
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir nbs
+	@test $(USER_ID) != 0 || echo "you are root, as in a container: JupyterLab starts with --allow-root and without a browser; open one of the URLs that it prints"
+	$(BIN)/jupyter lab --notebook-dir nbs --KernelManager.transport_encryption=auto $(if $(filter 0,$(USER_ID)),--allow-root --no-browser) $(LAB)
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs docs/api docs/nbs build *.egg-info

@@ -8,7 +8,7 @@ __all__ = ['compute_loss', 'device_of', 'resolve_device', 'net_for', 'optimizer_
            'resume', 'finish', 'progress_of', 'train', 'training_code', 'check_code', 'check_sizes', 'pretrain',
            'load_net', 'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #6f152a5c
+# %% ../../nbs/lab/03_train.ipynb #6715b0df
 import math, time
 from collections.abc import Mapping
 from contextlib import closing
@@ -20,12 +20,12 @@ from ..core.methods import begin_step, code_behind, loss_of, parts_of_net
 from ..core.models import make_net, update_state
 from ..core.options import (
     Config, ConfigError, Refusal, amended, code_of, identity, require, shares, stream)
+from ..core.parts import check_own_parts
 from ..core.recipe import OPTIMIZERS, Head, learning_rate, rescale_by_trust
 from ..core.step import Step
 from ..core.views import random_view
 from .data import Dataset, fingerprint
-from .progress import (   # noqa: F401
-    Pace, Progress, Trackers, clock, report, shown, trackers_of, watched, write_terminal)
+from .progress import Pace, Progress, Trackers, report, shown, trackers_of, watched
 from .runs import (
     RunError, checkpoints, code_changes, digest, load_checkpoint, log, open_run, pack, read_config, read_json, rewind,
     save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
@@ -279,12 +279,13 @@ def check_sizes(cfg: Config, data: Dataset) -> None:
     instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
     require(not large, f"small crops are not smaller than the images' {side} pixels: {instead}")
 
-# %% ../../nbs/lab/03_train.ipynb #cdf0206a
+# %% ../../nbs/lab/03_train.ipynb #30378ed2
 def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,
              later: Mapping | None = None) -> Path:
     "The folder of a run, trained to the end as far as that is not done; `later`: fingerprints of the judging code."
     check_sizes(cfg, data)
-    trackers_of(cfg)
+    check_own_parts(cfg, data.train_x.shape[-1])
+    trackers_of(cfg)   # refuses those that are not installed
     cfg, data_hash = resolve_device(cfg), fingerprint(data)
     code = training_code(cfg)
     folder = open_run(cfg, data_hash, root, wait, code | dict(later or {}))

@@ -375,7 +375,7 @@ def digest(data: bytes) -> str:
     "The first sixteen digits of the bytes' SHA-256."
     return hashlib.sha256(data).hexdigest()[:16]
 
-# %% ../../nbs/lab/00_data.ipynb #dbd43907
+# %% ../../nbs/lab/00_data.ipynb #c155bd12
 KINDS = ".jpg", ".jpeg", ".png", ".webp"
 LITTER = "__MACOSX", "Thumbs.db", "desktop.ini"
 
@@ -393,18 +393,21 @@ def entries(folder: Path) -> list:
 
 def leads_back(entry: os.DirEntry, root: Path, parts: list) -> bool:
     "Whether a link leads to a folder around the data set, or to something in one of its parts."
+    if not os.path.exists(entry.path):   # a link to nothing
+        return False
     target = Path(entry.path).resolve()
-    around = entry.is_dir() and any(place.is_relative_to(target) for place in (root.resolve(), *parts))
+    around = os.path.isdir(entry.path) and any(place.is_relative_to(target) for place in (root.resolve(), *parts))
     return around or any(target.is_relative_to(part) for part in parts)
 
-# %% ../../nbs/lab/00_data.ipynb #04a023ae
+# %% ../../nbs/lab/00_data.ipynb #0f191d5d
 def why_ignored(entry: os.DirEntry, root: Path, parts: list) -> str:
     "The kind of an entry that is ignored; empty if it is a folder or an image."
     if entry.name.startswith(".") or entry.name in LITTER:
         return "hidden"
     if entry.is_symlink() and leads_back(entry, root, parts):
         return "links into the data set"
-    return "" if entry.is_dir() or entry.name.lower().endswith(KINDS) else "files that are no JPEG, PNG or WebP"
+    return "" if os.path.isdir(entry.path) or entry.name.lower().endswith(KINDS) else (
+        "files that are no JPEG, PNG or WebP")
 
 class Tree:
     "The folders and images of a data set, and what in it is ignored: kind → names."
@@ -422,7 +425,7 @@ class Tree:
         for entry in entries(folder):
             if kind := why_ignored(entry, self.root, self.parts):
                 self.ignored.setdefault(kind, {})[self.name(entry.path)] = None
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):
                 folders.append(Path(entry.path))
             else:
                 images.append(entry.path)

@@ -14,9 +14,10 @@ from ..core.options import Lazy
 
 pd = Lazy("pandas")   # imported when first used
 
-# %% ../../nbs/papers/00_digits.ipynb #46766b4b
+# %% ../../nbs/papers/00_digits.ipynb #6ae26297
 digits = Recipe(
     source="the bundled digits in about a minute", fidelity="ours",
+    default_for=("digits", "digits_low", "digits_high"),
     every=dict(
         arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
         crop_min=.7, flip=0., jitter=.2, gray=0.,

@@ -22,8 +22,9 @@ IMIX = ("npair", "npair_imix", "sup_npair", "sup_npair_imix", "mocon", "mocon_im
         "simclr_imix", "moco", "moco_imix", "supclr_imix")
 WMSE = ("simclr", "simclr_unmix", "byol", "byol_unmix", "wmse2", "wmse2_unmix", "wmse4", "wmse4_unmix")
 MEANT = dict(   # the methods that a recipe is for
-    digits=METHODS, digits50=METHODS, own_images=METHODS, mixsupcon=CLASSES, supcontrast_readme=(*CLASSES, "genscl"), imix=IMIX,
-    imix_cifar10=IMIX, imix_cifar100=IMIX, imix_unaugmented=("mocon", "mocon_imix"),
+    digits=METHODS, digits50=METHODS, own_images=METHODS, mixsupcon=CLASSES,
+    supcontrast_readme=(*CLASSES, "genscl"), imix=IMIX, imix_cifar10=IMIX, imix_cifar100=IMIX,
+    imix_unaugmented=("mocon", "mocon_imix"),
     imix_imagenet=("moco", "moco_imix"), moco_cifar=MOCO,
     wmse_authors=WMSE, wmse_authors_tiny_imagenet=WMSE, wmse_authors_stl10=WMSE,
     swav_cifar=("swav", "swav_unmix"), swav_bottleneck=("swav", "swav_codes_unmix"), moco_imagenet=MOCO[:2],

@@ -8,7 +8,7 @@ __all__ = ['WATCHING', 'TRACKERS', 'write_terminal', 'show_in_notebook', 'report
            'Progress', 'shown', 'tracking_folder', 'scalars', 'TensorBoard', 'WandB', 'MLflow', 'trackers_of',
            'Trackers', 'final_numbers', 'finish_tracking']
 
-# %% ../../nbs/lab/02_progress.ipynb #edda8eb6
+# %% ../../nbs/lab/02_progress.ipynb #b767dace
 import io, os, signal, sys, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..core.options import Config, ConfigError, project, values
+from ..core.options import Config, ConfigError, project, record
 from .runs import read_json, read_log
 
 # %% ../../nbs/lab/02_progress.ipynb #afda2fbb
@@ -307,7 +307,7 @@ class TensorBoard:
     def close(self) -> None:
         self.writer.close()
 
-# %% ../../nbs/lab/02_progress.ipynb #41c33a83
+# %% ../../nbs/lab/02_progress.ipynb #6aac9770
 class WandB:
     "A run of the project `mixsupcon`, offline unless `WANDB_MODE` is set."
     package = "wandb"
@@ -315,7 +315,7 @@ class WandB:
     def __init__(self, name: str, identity: str, config: dict, rows: list):
         import wandb
         mode, place = os.environ.get("WANDB_MODE", "offline"), os.environ.get("WANDB_PROJECT", "mixsupcon")
-        folder = os.environ.get("WANDB_DIR") or tracking_folder("wandb")
+        folder = os.environ.get("WANDB_DIR") or tracking_folder("wandb").parent   # it makes `wandb` itself
         self.run = wandb.init(project=place, id=identity[:16], name=name, config=config, dir=str(folder), mode=mode,
                               resume="allow" if mode == "online" else None,
                               settings=wandb.Settings(console="off", silent=True))
@@ -332,7 +332,7 @@ class WandB:
     def close(self) -> None:
         self.run.finish()
 
-# %% ../../nbs/lab/02_progress.ipynb #4d8a15ef
+# %% ../../nbs/lab/02_progress.ipynb #c7e29cac
 class MLflow:
     "A run of the experiment `mixsupcon`, in files unless `MLFLOW_TRACKING_URI` is set."
     package = "mlflow"
@@ -347,7 +347,7 @@ class MLflow:
         place = place.experiment_id if place else self.client.create_experiment(title)
         known = self.client.search_runs([place], f"tags.identity = '{identity}'")
         run = known[0] if known else self.client.create_run(place, run_name=name, tags=dict(identity=identity))
-        self.id = run.info.run_id
+        self.id, self.status = run.info.run_id, "SCHEDULED"   # until its numbers are there, it may be continued
         self.metric = Metric
         self.last = max((one.step for one in self.client.get_metric_history(self.id, "loss")), default=0)
         self.client.update_run(self.id, status="RUNNING")
@@ -367,11 +367,12 @@ class MLflow:
     def finish(self, numbers: dict, epochs: int) -> None:
         known = self.client.get_run(self.id).data.metrics
         self.send({name: value for name, value in numbers.items() if known.get(name) != value}, epochs)
+        self.status = "FINISHED"
 
     def close(self) -> None:
-        self.client.set_terminated(self.id)
+        self.client.set_terminated(self.id, self.status)
 
-# %% ../../nbs/lab/02_progress.ipynb #64b6e9ef
+# %% ../../nbs/lab/02_progress.ipynb #1553284b
 TRACKERS = dict(tensorboard=TensorBoard, wandb=WandB, mlflow=MLflow)
 
 def trackers_of(cfg: Config) -> list:
@@ -390,7 +391,7 @@ class Trackers:
         self.kinds, self.open = trackers_of(cfg), []
         for kind in self.kinds:
             with self.guarded(kind):
-                self.open.append(kind(name, identity, values(cfg), rows))
+                self.open.append(kind(name, identity, record(cfg), rows))
 
     @contextmanager
     def guarded(self, tracker: Any) -> Iterator[None]:
@@ -413,11 +414,11 @@ class Trackers:
         "End the session of each tracker."
         self.tell("close")
 
-# %% ../../nbs/lab/02_progress.ipynb #a5c9a8b7
+# %% ../../nbs/lab/02_progress.ipynb #fb97b451
 def final_numbers(rows: list) -> dict:
     "The numbers of a complete run, by protocol, metric and how they were selected, if not after the last epoch."
-    def name(row: dict) -> str:
-        return "/".join([row["protocol"], row["metric"], *([row["selection"]] if row["selection"] != "last" else [])])
+    def name(row: dict) -> str:   # no name begins with another and a slash: MLflow makes folders of them
+        return f"{row['protocol']}/{row['metric']}{'' if row['selection'] == 'last' else '_' + row['selection']}"
     return {name(row): row["value"] for row in rows if isinstance(row["value"], (int, float))}
 
 def finish_tracking(cfg: Config, folder: Path) -> None:

@@ -115,10 +115,10 @@ def test_the_executed_notebook_shows_four_figures(finished):
 @pytest.mark.slow
 def test_a_finished_run_is_loaded_and_not_repeated(finished):
     root, _, folder = finished
-    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")}
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.suffix in (".json", ".jsonl", ".png")}
     again = run(root, *COMMAND[1:], *QUICK)
     assert again.returncode == 0 and "epoch 1/1" not in again.stderr and "lin_supcontrast" in again.stderr
-    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json*")} == before
+    assert {name: (folder/name).stat().st_mtime_ns for name in before} == before   # pictures are not drawn again either
 
 
 @pytest.mark.slow
@@ -128,6 +128,10 @@ def test_another_probe_of_the_same_run(finished):
     probe = run(root, "nbs/linear_eval.ipynb", *"-p probe_lr 1.0 -p probe_epochs 2".split())
     assert probe.returncode == 0, probe.stderr[-2000:]
     assert re.search(r"another +lin_supcontrast +1\.0000", probe.stderr) and len([*folder.glob("linear*.json")]) == 2
+    whose = "probing MixSupCon on digits: resnet8, 1 epoch, seed 0, trained "
+    assert whose in probe.stderr and f"run folder outputs/runs/{folder.name}, the latest" in probe.stderr
+    notebook, = (root/"outputs"/"notebooks").glob("linear_eval*")
+    assert whose in notebook.read_text() and probe.stderr.index(whose) < probe.stderr.index("another")
 
 
 @pytest.mark.slow
@@ -140,9 +144,22 @@ def test_a_map_of_the_same_run(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["comparison", "ablation"])
+def test_nothing_is_trained_unless_asked(project, name):
+    "What is missing is listed with its commands, and figures say why there are none."
+    done = run(project, f"nbs/{name}.ipynb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (project/"outputs"/"runs").exists() and "epoch 1/" not in done.stderr
+    assert re.search(r"^\W*0 of \d+ planned runs are complete; nothing is trained", done.stderr, re.M)
+    assert f"papermill nbs/{name}.ipynb -p scale small -p missing run" in done.stderr
+    text = (project/"outputs"/"notebooks"/f"{name}.ipynb").read_text()
+    assert "papermill nbs/run_experiment.ipynb -p " in text and text.count('"image/png"') >= 2
+
+
+@pytest.mark.slow
 def test_a_run_that_is_not_there(finished):
     wrong = run(finished[0], "nbs/linear_eval.ipynb", "-p", "run", "nowhere")
-    assert wrong.returncode != 0 and "RunError: no trained run 'nowhere'" in wrong.stderr
+    assert wrong.returncode != 0 and "RunError: no run 'nowhere' in outputs/runs" in wrong.stderr
 
 
 @pytest.mark.slow
@@ -163,7 +180,7 @@ def test_bad_parameters(project, given, sentence):
 
 @pytest.mark.parametrize("given, sentence", [
     (dict(method=5), "unknown method 5"), (dict(epochs=-1), "epochs must lie between"),
-    (dict(epochs="3"), "epochs must be an int"), (dict(alpha=0.), "alpha must lie"), (dict(alpha=-1), "alpha must lie"),
+    (dict(epochs="3"), "epochs must be an int"), (dict(alpha=0.), "alpha must be above 0"), (dict(alpha=-1), "alpha must lie"),
     (dict(alpha=float("nan")), "alpha must be finite"), (dict(tau=0), "tau must lie"),
     (dict(dataset="mnist"), "unknown dataset 'mnist'"), (dict(mixer="mixdown"), "unknown mixer"),
     (dict(arch="resnet9"), "unknown arch"), (dict(batch_size=0), "batch_size must lie"),

@@ -323,7 +323,7 @@ def run_to_probe(name: str = "", weights: str = "", dataset: str = "", arch: str
     path = project()/os.path.expanduser(weights)
     return evaluation.adopt(path, cfg, data_room.load_data(cfg), root)
 
-# %% ../../nbs/lab/06_experiment.ipynb #4b35103b
+# %% ../../nbs/lab/06_experiment.ipynb #ab9508e2
 WEIGHTS = ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"   # a source with this end is a file, else a paper
 
 def describe_run(folder: Path) -> str:
@@ -335,7 +335,7 @@ def describe_run(folder: Path) -> str:
         return f"an encoder from {known['source']} ({cfg.arch}) on {data_name(cfg)}, taken over {when}"
     title = choose(METHODS, cfg.method, "method").title
     name = title if title.lower() == cfg.method else f"{title} ({cfg.method})"
-    return f"{name} on {data_name(cfg)}: {cfg.arch}, {cfg.epochs} epochs, seed {cfg.seed}, trained {when}"
+    return f"{name} on {data_name(cfg)}: {cfg.arch}, {cfg.epochs} epoch{'s'*(cfg.epochs != 1)}, seed {cfg.seed}, trained {when}"
 
 def report_run(folder: Path, named: Any, what: str = "probing") -> None:
     "Say whose run is judged, on the terminal and in the notebook, and that it is the latest where none was named."

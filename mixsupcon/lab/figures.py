@@ -135,16 +135,16 @@ def draw_nothing(reason: str = "nothing to compare yet: too few runs are complet
     axes[0, 0].text(0, .5, reason)
     return save_figure(fig)
 
-# %% ../../nbs/lab/05_figures.ipynb #ad27678b
+# %% ../../nbs/lab/05_figures.ipynb #61398374
 @plt.rc_context(STYLE)
 def draw_images(rows: dict, captions: dict) -> plt.Figure:
     "Rows of uint8 images (N, C, H, W) by name; beneath a row its captions, where it has some."
     n = max(map(len, rows.values()))
     fig, axes = panels(len(rows), n, .8, .95)
     for line, (name, images) in zip(axes, rows.items()):
-        for ax, image in zip(line, images.permute(0, 2, 3, 1)):
+        for ax, image in zip(line, images.permute(0, 2, 3, 1).numpy()):
             small = "nearest" if len(image) < 64 else "antialiased"
-            ax.imshow(image.expand(-1, -1, 3) if image.shape[-1] == 1 else image, interpolation=small)
+            ax.imshow(image.repeat(3, 2) if image.shape[-1] == 1 else image, interpolation=small)
         for ax, caption in zip(line, captions.get(name, [])):   # two may be alike
             lines = [printable([words], 14)[0] for words in caption.split("\n")]
             ax.set_xlabel("\n".join(lines), fontsize=7)

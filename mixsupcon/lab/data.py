@@ -734,7 +734,7 @@ def decode_once(root: Path, parts: list, classes: list, image_size: int, cache: 
     store_tensors(cache, owner, state, tensors | listed)
     return data
 
-# %% ../../nbs/lab/00_data.ipynb #78001f73
+# %% ../../nbs/lab/00_data.ipynb #caf77aea
 def some(names: Any, most: int = 3) -> str:
     "The first of some names, and how many more there are."
     names = [*names]
@@ -745,14 +745,15 @@ def describe_split(tree: Tree, parts: Layout, sizes: list, classes: list, share:
     (train, test, extra), name = sizes, printable(tree.root.name)
     missing = "" if not parts.test or parts.test.name.lower() == "test" else ", as there is no test/"
     how = f"test_share {share:g}, drawn by file name: the same for every seed"
-    where = f"in {parts.test.name}/ to test with{missing}" if parts.test else f"held out to test with ({how})"
+    for_what = "to test with" if classes else "for the map and the numbers"
+    where = f"in {parts.test.name}/ {for_what}{missing}" if parts.test else f"held out {for_what} ({how})"
     if classes:
         learned = f"{train:,} images to learn from" + (f", {extra:,} without labels" if extra else "")
         return f"{name}: {len(classes)} classes, {learned}, {test:,} {where}"
     seen = where if parts.test or share else "of them on the map, none held out"
     return f"{name}: {train:,} images without labels to learn from, {test:,} {seen}; nothing is classified"
 
-# %% ../../nbs/lab/00_data.ipynb #ab386836
+# %% ../../nbs/lab/00_data.ipynb #4472325b
 RUN: ContextVar = ContextVar("RUN", default=None)   # the configuration of the run whose data are being loaded
 
 def methods_without_classes() -> list[str]:
@@ -761,7 +762,9 @@ def methods_without_classes() -> list[str]:
     from mixsupcon.core.options import typed
     goals = {name: row.goal(**{k: v for k, v in row.settings.items() if k in typed(row.goal)})
              for name, row in METHODS.items()}
-    return [name for name, goal in goals.items() if not (goal.by_class or goal.classifier)]
+    names = [name for name, goal in goals.items() if not (goal.by_class or goal.classifier)]
+    first = {type(goals[name]): name for name in reversed(names)}.values()   # one of each goal, then all others
+    return sorted(names, key=lambda name: name not in first)
 
 def check_run(run: Any, tree: Tree, parts: list, classes: list) -> None:
     "Refuse a run that needs labels for images that have none."

@@ -92,15 +92,17 @@ def test_states(root, capsys):
     every = {run.options["method"]: run for run in command.read_runs(root)}
     (root/"strange").mkdir()
     (root/"strange"/"config.json").write_text('{"config": {"method": "of a plugin", "seed": 3}}')
-    hold = f"import pathlib, sys; from mixsupcon.lab.runs import lock; lock(pathlib.Path({str(every['simclr'].folder)!r})); " \
+    hold = "import pathlib, sys; from mixsupcon.lab.runs import lock; lock(pathlib.Path(sys.argv[1])); " \
            "print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c", hold, every["simclr"].folder], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     (every["moco_imix"].folder/"linear.json").write_text("{}")
     rows = {row["method"]: row for row in json.loads(out(capsys, "runs", "--root", root, "--json"))}
     holder.communicate()
     assert {name: row["state"] for name, row in rows.items()} == {
-        "supcon": "complete", "mixsupcon": "complete", "simclr": "in use", "moco_imix": "altered", "of a plugin": "unreadable"}
+        "supcon": "complete", "mixsupcon": "complete", "simclr": "in use", "moco_imix": "altered",
+        "of a plugin": "unreadable"}
     assert rows["moco_imix"]["linear"] is None, "a number of altered files"
     assert command.Run(every["simclr"].folder).state == "unfinished"
 
@@ -221,11 +223,10 @@ def refusals(root, folder):
 
 
 def test_only_run_folders_are_deleted(root, tmp_path):
-    "Not a link, not a folder elsewhere, not one that is named otherwise or has a borrowed record; and all is as it was."
+    "Not a link, not a folder elsewhere, not one of another name or with a borrowed record; and all is as it was."
     run = runs.all_folders(root)[0]
     outside = tmp_path/"outside"/run.name
-    subprocess.run(["cp", "-r", run, outside.parent], check=False)
-    outside.mkdir(parents=True, exist_ok=True)
+    outside.mkdir(parents=True)
     for path in run.iterdir():
         (outside/path.name).write_bytes(path.read_bytes())
     (root/f"link-{run.name[-12:]}").symlink_to(outside)
@@ -326,9 +327,9 @@ class Terminal:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys, code, gone", [(b"\n", 0, False), (b"n\n", 0, False), (b"yess\n", 0, False), (b"\x04", 0, False),
-                                              (b"\x03", 130, False), (b"y\n", 0, True)],
-                         ids=["return", "n", "yess", "ctrl-d", "ctrl-c", "y"])
+@pytest.mark.parametrize("keys, code, gone", [
+    (b"\n", 0, False), (b"n\n", 0, False), (b"yess\n", 0, False), (b"\x04", 0, False), (b"\x03", 130, False),
+    (b"y\n", 0, True)], ids=["return", "n", "yess", "ctrl-d", "ctrl-c", "y"])
 def test_the_question_on_a_terminal(root, keys, code, gone):
     "Only a yes deletes; what is asked about is listed before."
     folder = runs.all_folders(root)[0]

@@ -10,9 +10,10 @@ __all__ = ['STATES', 'ODD', 'ACTIONS', 'COMMANDS', 'PROGRAM', 'read_some', 'Run'
            'print_rows', 'filter_of', 'UsageError', 'filters_of', 'select_runs', 'selected', 'print_list',
            'print_comparison', 'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener',
            'open_folder', 'require_whole', 'delete_all', 'delete_named', 'ask', 'delete_runs', 'export_encoder',
-           'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser', 'takes_rows', 'takes_filters',
-           'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs', 'takes_deleted_runs', 'takes_groups',
-           'takes_export', 'takes_method', 'parser_of', 'help_text', 'split_command', 'run_command', 'main']
+           'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser', 'takes_place', 'takes_rows',
+           'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs', 'takes_deleted_runs',
+           'takes_groups', 'takes_export', 'takes_method', 'parser_of', 'help_text', 'split_command', 'run_command',
+           'main']
 
 # %% ../../nbs/lab/09_command.ipynb #9c01dff2
 import argparse, csv, difflib, json, os, re, shutil, subprocess, sys, time, unicodedata
@@ -222,7 +223,7 @@ def since(text: str, now: float = None) -> float:
         return datetime.fromisoformat(text.strip()).timestamp()
     raise ConfigError(f"since {text!r} is no time: 30m, 12h, 7d, 2w or a date such as 2026-11-01")
 
-# %% ../../nbs/lab/09_command.ipynb #81f3f6d3
+# %% ../../nbs/lab/09_command.ipynb #724430e6
 def number_name(row: dict) -> str:
     "How a number is called in one column: an accuracy by its protocol, all else by its metric."
     return str(row.get("protocol") if row.get("metric") == "accuracy" else row.get("metric"))
@@ -236,10 +237,10 @@ def differing(runs: list[Run]) -> list[str]:
 
 def compared(runs: list[Run]) -> list[dict]:
     "A row a run: what differs, and the numbers of the last epoch."
-    names, rows = differing(runs), []
+    names, rows, hashes = differing(runs), [], {run.name: str(run.record.get("data"))[:8] for run in runs}
     for run in runs:
         own = {name: run.options.get(name) for name in names}
-        own |= dict(data_hash=str(run.record.get("data"))[:8]) if len({str(r.record.get("data")) for r in runs}) > 1 else {}
+        own |= dict(data_hash=hashes[run.name]) if len({*hashes.values()}) > 1 else {}
         last = {number_name(row): row["value"] for row in numbers_of(run) if row.get("selection") == "last"}
         rows.append(dict(run=run.name, state=run.state) | own | last)
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -386,15 +387,15 @@ def print_rows(args: Any, rows: list[dict], text: Callable) -> None:
     else:
         print(text())
 
-# %% ../../nbs/lab/09_command.ipynb #208a2a62
+# %% ../../nbs/lab/09_command.ipynb #5e083272
 def filter_of(word: str) -> tuple:
     "The option and the values in `alpha=0.5`."
     name, sign, value = word.partition("=")
     if sign and name:
         return name.strip(), value
     near = difflib.get_close_matches(word, ACTIONS, n=1, cutoff=.5)
-    hint = f"did you mean `runs {near[0]}`?" if near else f"a filter is OPTION=VALUE, an action one of {', '.join(ACTIONS)}"
-    raise UsageError(f"runs {word}: {hint}")
+    usual = f"a filter is OPTION=VALUE, an action one of {', '.join(ACTIONS)}"
+    raise UsageError(f"runs {word}: " + (f"did you mean `runs {near[0]}`?" if near else usual))
 
 class UsageError(ConfigError):
     "A command line that cannot be understood."
@@ -454,13 +455,15 @@ def settings_of(run: Run) -> list[dict]:
     return [dict(option=field.name, value=getattr(part, field.name), of=type(part).__name__,
                  preset=usual.get(field.name)) for part in run.cfg.parts for field in fields(part)]
 
-# %% ../../nbs/lab/09_command.ipynb #049200f4
+# %% ../../nbs/lab/09_command.ipynb #27fc653f
 def facts_of(run: Run, code: bool = False) -> dict:
     "What there is to know of a run besides its settings and its numbers."
     known, machine = run.record, {}
     with suppress(*ODD, IndexError):
         machine = dict(read_json(run.folder/"env.json", list)[-1])   # the last session of training
-    facts = {name: known.get(name) for name in ("preset", "source", "identity", "plugin")} | dict(data_hash=known.get("data"))
+    own = known.get("config", {}).get("plugins") if isinstance(known.get("config"), dict) else None
+    facts = {name: known.get(name) for name in ("preset", "source", "identity")} | dict(data_hash=known.get("data"))
+    facts |= dict(plugins=", ".join(f"{plugin['file']} ({plugin['digest']})" for plugin in own or []))
     facts |= {name: machine.get(name) for name in ("commit", "python", "torch", "gpu", "cpu", "threads", "machine")}
     if code and run.cfg:
         from mixsupcon.lab.encoders import code_note   # which imports torch
@@ -599,13 +602,18 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"no option {name}" + (f": did you mean {near[0]}?" if near else ""))
         return self.parse_intermixed_args(words)
 
-# %% ../../nbs/lab/09_command.ipynb #113ce37c
+# %% ../../nbs/lab/09_command.ipynb #fa542bd9
+def takes_place(parser: Parser) -> None:
+    "Where the runs are, and what their own parts are defined in."
+    parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the run folders are (outputs/runs)")
+    parser.add_argument("--plugin", default="", metavar="FILE", help="a file of your own methods that runs are of")
+
 def takes_rows(parser: Parser) -> None:
     "Where the runs are, and the form in which rows go out."
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="rows as JSON")
     form.add_argument("--csv", action="store_true", help="rows as CSV")
-    parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the run folders are (outputs/runs)")
+    takes_place(parser)
 
 def takes_filters(parser: Parser) -> None:
     "Which runs."
@@ -618,7 +626,7 @@ def takes_filters(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="read the weights too, to tell whether they are altered")
     takes_rows(parser)
 
-# %% ../../nbs/lab/09_command.ipynb #21d21569
+# %% ../../nbs/lab/09_command.ipynb #38f6bcc3
 def takes_run(parser: Parser) -> None:
     "One run."
     parser.add_argument("run", metavar="RUN", help="a run's name, or a part of it that no other has")
@@ -626,13 +634,13 @@ def takes_run(parser: Parser) -> None:
 def takes_shown_run(parser: Parser) -> None:
     "One run, and how much of it."
     takes_run(parser)
-    parser.add_argument("--quick", action="store_true", help="do not compare its code with today's, which takes seconds")
+    parser.add_argument("--quick", action="store_true", help="do not compare its code with today's: saves seconds")
     takes_rows(parser)
 
 def takes_opened_run(parser: Parser) -> None:
     "One run, and where it is."
     takes_run(parser)
-    parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the run folders are (outputs/runs)")
+    takes_place(parser)
 
 def takes_runs(parser: Parser) -> None:
     "Several runs."
@@ -640,23 +648,23 @@ def takes_runs(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="read the weights too, to tell whether they are altered")
     takes_rows(parser)
 
-# %% ../../nbs/lab/09_command.ipynb #25681358
+# %% ../../nbs/lab/09_command.ipynb #84e0f578
 def takes_deleted_runs(parser: Parser) -> None:
     "Several runs to delete."
     parser.add_argument("runs", nargs="+", metavar="RUN", help="names, or parts of them that no other run has")
     parser.add_argument("--yes", action="store_true", help="do not ask; then the names must be whole")
-    parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the run folders are (outputs/runs)")
+    takes_place(parser)
 
 def takes_groups(parser: Parser) -> None:
     "Which runs, and what they are grouped by."
-    parser.add_argument("--by", default="method,data", metavar="COLUMNS", help="method,data or others: arch, state, seed")
+    parser.add_argument("--by", default="method,data", metavar="COLUMNS", help="method,data or arch, state, seed")
     takes_filters(parser)
 
 def takes_export(parser: Parser) -> None:
     "One run, a folder, a licence."
     takes_opened_run(parser)
     parser.add_argument("--to", metavar="FOLDER", help="where to (outputs/encoders/RUN)")
-    parser.add_argument("--license", default="", metavar="ID", help="of the weights, which is yours to state: cc-by-4.0")
+    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for you to state: cc-by-4.0")
 
 def takes_method(parser: Parser) -> None:
     "One method and options to set."
@@ -664,7 +672,7 @@ def takes_method(parser: Parser) -> None:
     parser.add_argument("given", nargs="*", type=filter_of, metavar="OPTION=VALUE", help="options that change others")
     takes_rows(parser)
 
-# %% ../../nbs/lab/09_command.ipynb #d87ef4db
+# %% ../../nbs/lab/09_command.ipynb #1984c429
 COMMANDS = {
     "runs": Command("list runs, the newest first", takes_filters, print_list),
     "runs compare": Command("runs side by side: what differs, and the numbers", takes_runs, print_comparison),
@@ -688,8 +696,9 @@ def help_text() -> str:
     "All commands."
     rows = [dict(command=f"  {name}", about=command.about) for name, command in COMMANDS.items()]
     table = text_table(rows).split("\n", 1)[1]
-    return f"{mixsupcon.__doc__.strip().splitlines()[0]}\n\n{PROGRAM} COMMAND …\n\n{table}\n\n" \
-           f"`{PROGRAM} COMMAND --help` shows what it takes. Training: papermill nbs/run_experiment.ipynb -p method mixsupcon"
+    about, more = mixsupcon.__doc__.strip().splitlines()[0], f"`{PROGRAM} COMMAND --help` shows what it takes."
+    train = "To train: papermill nbs/run_experiment.ipynb -p method mixsupcon"
+    return f"{about}\n\n{PROGRAM} COMMAND …\n\n{table}\n\n{more}\n{train}"
 
 # %% ../../nbs/lab/09_command.ipynb #1d028281
 def split_command(words: list[str]) -> tuple:
@@ -701,7 +710,7 @@ def split_command(words: list[str]) -> tuple:
     choose({name: name for name in COMMANDS if " " not in name}, words[0], "command")
     return words[0], words[1:]
 
-# %% ../../nbs/lab/09_command.ipynb #e2d8d6a3
+# %% ../../nbs/lab/09_command.ipynb #f3ec8285
 def run_command(words: list[str]) -> None:
     "Do what a command line says."
     if not words or words[0] in ("-h", "--help", "help"):
@@ -709,7 +718,11 @@ def run_command(words: list[str]) -> None:
     if words[0] in ("-V", "--version"):
         return print(f"mixsupcon {mixsupcon.__version__}")
     name, rest = split_command(words)
-    COMMANDS[name].do(parser_of(name).words(rest))
+    args = parser_of(name).words(rest)
+    if args.plugin:
+        from mixsupcon.lab.extend import load_plugin
+        load_plugin(args.plugin)
+    COMMANDS[name].do(args)
     sys.stdout.flush()
 
 # %% ../../nbs/lab/09_command.ipynb #779a0640

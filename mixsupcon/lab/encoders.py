@@ -25,7 +25,7 @@ from .runs import (
 torch = Lazy("torch")
 models = Lazy("mixsupcon.core.models")
 
-# %% ../../nbs/lab/08_encoders.ipynb #2649cff5
+# %% ../../nbs/lab/08_encoders.ipynb #723fc1e4
 class Plain(NamedTuple):
     "Code that builds an encoder as `net` without this package."
     library: str       # that knows the architecture
@@ -41,13 +41,13 @@ def torchvision_code(arch: str, image_size: int) -> Plain:
     own = f"resnet.ResNet(torchvision.models.resnet.{block}, {[*depths]})"
     lines = [f"net = torchvision.models.{f'{arch}()' if hasattr(zoo, arch) else own}"]
     if image_size <= 64:
-        lines.append("net.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)   # the stem for images of up to 64 pixels")
+        lines.append("net.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)   # for images of up to 64 pixels")
     if image_size <= 64 and not build.keywords.get("pool"):
         lines.append("net.maxpool = torch.nn.Identity()")
     return Plain("torchvision", [*lines, "net.fc = torch.nn.Identity()   # features instead of classes"],
                  ["import torch", "import torchvision"])
 
-# %% ../../nbs/lab/08_encoders.ipynb #65596e0c
+# %% ../../nbs/lab/08_encoders.ipynb #ba72f1d2
 def timm_code(arch: str, image_size: int) -> Plain:
     "Code that builds one of timm's models, for images of that size where the model has one."
     import timm
@@ -63,8 +63,8 @@ def own_code(arch: str, image_size: int) -> Plain:
     "Code that defines and builds `resnet8`, which is in no library."
     parts = (models.Block, models.init_convolutions, models.BACKBONES[arch])
     source = "\n\n\n".join(inspect.getsource(part).strip() for part in parts)
-    imports = ["from collections import OrderedDict", "from functools import partial", "import torch", "from torch import nn"]
-    return Plain("this folder", [f"net = {arch}({image_size})"], imports, f"\n\n{source}\n")
+    imports = "from collections import OrderedDict\nfrom functools import partial\n\nimport torch\nfrom torch import nn"
+    return Plain("this folder", [f"net = {arch}({image_size})"], imports.split("\n"), f"\n\n{source}\n")
 
 # %% ../../nbs/lab/08_encoders.ipynb #349f7d17
 def plain_code(arch: str, image_size: int) -> Plain | None:
@@ -105,10 +105,11 @@ def loader(arch: str, image_size: int, width: int) -> str | None:
     return code and LOADER.format(imports="\n".join(code.imports), source=code.source, width=width,
                                   build="\n    ".join(code.build))
 
-# %% ../../nbs/lab/08_encoders.ipynb #0213341d
+# %% ../../nbs/lab/08_encoders.ipynb #0b7655fa
 def exported_config(folder: Path) -> dict:
     "What `config.json` of an exported encoder says."
-    cfg, known, training = read_config(folder), read_json(folder/"config.json", dict), read_json(folder/"training.json", dict)
+    known, training = (read_json(folder/f"{name}.json", dict) for name in ("config", "training"))
+    cfg = read_config(folder)
     skipped = {*gathered(cfg, "free"), *idle(cfg)}
     net = models.BACKBONES[cfg.arch](training["image_size"])
     width = getattr(net, "width", 0) or models.measured_width(net, training["image_size"])
@@ -172,10 +173,11 @@ def cited(cfg: Config) -> list[str]:
     names = {getattr(cfg.strategy, "key", ""), type(cfg.strategy).__name__.lower()}
     return [paper.cite for name, paper in papers().items() if name in names or cfg.preset in paper.recipes]
 
-# %% ../../nbs/lab/08_encoders.ipynb #74201ce1
-PROTOCOLS = """`last` is the number after the probe's last epoch; `best_test` was chosen with the test images and is only for
-comparison with papers that do so. A linear probe is trained on frozen features of the training images; `knn…` are nearest
-neighbours among them. Numbers of different protocols are not comparable."""
+# %% ../../nbs/lab/08_encoders.ipynb #e05bd09e
+PROTOCOLS = (
+    "`last` is the number after the probe's last epoch; `best_test` was chosen with the test images and is only for "
+    "comparison with papers that do so. A linear probe is trained on frozen features of the training images; `knn…` "
+    "are nearest neighbours among them. Numbers of different protocols are not comparable.")
 
 def block(lines: Iterable) -> str:
     "Python lines in Markdown."
@@ -209,20 +211,23 @@ def method_section(cfg: Config) -> str:
     table = ["", markdown_table(rows, ("option", "recipe", "here"))] if rows else []
     return "\n".join([*parts, "", recipe, *table, "", *(f"- {cite}" for cite in cited(cfg))])
 
-# %% ../../nbs/lab/08_encoders.ipynb #d3932037
+# %% ../../nbs/lab/08_encoders.ipynb #c4acd61d
 def made_section(config: dict, folder: Path) -> str:
     "How the encoder was made: run, data, machine, code."
     training, sessions = read_json(folder/"training.json", dict), folder/"env.json"
     machine = read_json(sessions, list)[-1] if sessions.exists() else {}
     each = training["images_seen"]//max(training["epochs"], 1)
+    length = f"{training['epochs']} epochs of {each:,} images of {config['image_size']} pixels"
+    parts = ("python", "torch", "torchvision", "timm", "gpu", "cpu")
     facts = dict(
         run=config["run"], identity=config["identity"], data=f"{config['dataset']}, SHA-256 {config['data_hash']}",
-        training=f"{training['epochs']} epochs of {each:,} images of {config['image_size']} pixels, seed {config['seed']}",
-        environment=", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "torchvision", "gpu", "cpu") if machine.get(name)),
-        commit=machine.get("commit") or "not recorded", code=code_note(folder))
+        training=f"{length}, seed {config['seed']}", commit=machine.get("commit") or "not recorded",
+        environment=", ".join(f"{name} {machine[name]}" for name in parts if machine.get(name)), code=code_note(folder))
+    for plugin in read_json(folder/"config.json", dict)["config"].get("plugins", []):
+        facts["own parts"] = f"{plugin['file']}, digest {plugin['digest']}"
     return markdown_table([dict(zip(("what", "value"), fact)) for fact in facts.items()], ("what", "value"))
 
-# %% ../../nbs/lab/08_encoders.ipynb #fadef46f
+# %% ../../nbs/lab/08_encoders.ipynb #65c59b36
 def upload_command(folder: Path, name: str = "") -> str:
     "The command that uploads an exported folder to the Hugging Face hub."
     repository = re.sub(r"[^A-Za-z0-9._-]+", "-", name or folder.name).strip("-.") or "encoder"
@@ -231,11 +236,13 @@ def upload_command(folder: Path, name: str = "") -> str:
 def license_section(license: str) -> str:
     "Whose licence is what."
     weights = f"The weights: {license}." if license else "The licence of the weights has not been stated."
-    return f"{weights} That of the training data is for whoever shares them to state. The package mixsupcon is Apache-2.0."
+    data = "The training data have a licence of their own, which is not stated here."
+    return f"{weights} {data} The package mixsupcon is Apache-2.0."
 
-# %% ../../nbs/lab/08_encoders.ipynb #ea6360d9
-LIMITS = """One run with one seed; training again with another seed gives other numbers. Measured on the test images of the
-same data set only: nothing is known of other images. What the training images leave out or distort, the features do as well."""
+# %% ../../nbs/lab/08_encoders.ipynb #08b7a38b
+LIMITS = (
+    "One run with one seed: another seed gives other numbers. Measured on the test images of the same data set alone; "
+    "nothing is known of other images. What the training images leave out or distort, the features do as well.")
 
 def model_card(folder: Path, license: str = "") -> str:
     "The model card of a run."
@@ -271,11 +278,11 @@ def require_complete(folder: Path) -> None:
         raise RunError(f"{show_path(folder)} is not complete: run it again to continue it, and export it then")
     check_seal(folder)
 
-# %% ../../nbs/lab/08_encoders.ipynb #9642b03f
+# %% ../../nbs/lab/08_encoders.ipynb #d8296e86
 def require_license(license: str) -> None:
     "Refuse what cannot be the name of a licence on the hub."
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,60}", license):
-        raise ConfigError(f"license {license!r} is no identifier of the hub's: such as cc-by-4.0, mit, apache-2.0, other")
+        raise ConfigError(f"license {license!r} is none of the hub's identifiers, such as cc-by-4.0, mit or other")
 
 def model_weights(folder: Path) -> bytes:
     "A run's encoder as the hub stores it."

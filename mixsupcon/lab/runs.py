@@ -8,12 +8,13 @@ __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json',
            'lock_owner', 'pack', 'unpack', 'checkpoints', 'flush_log', 'save_checkpoint', 'read_checkpoint',
            'set_aside', 'load_checkpoint', 'safe_name', 'last_folder', 'data_name', 'runs_root', 'run_folder',
            'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'code_changes', 'check_same',
-           'open_run', 'read_config', 'cached', 'result_names', 'file_digest', 'read_rows', 'gather', 'compare',
-           'check_seal', 'seal', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder',
-           'find_run', 'require_own_folder', 'delete_run']
+           'open_run', 'read_config', 'cached', 'result_names', 'file_digest', 'read_rows', 'require_own_identity',
+           'gather', 'compare', 'check_seal', 'seal', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting',
+           'pick_run', 'find_folder', 'find_run', 'require_own_folder', 'delete_run']
 
-# %% ../../nbs/lab/01_runs.ipynb #de0bb994
-import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, time, unicodedata, warnings
+# %% ../../nbs/lab/01_runs.ipynb #fafe5027
+import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -296,11 +297,12 @@ def commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + "+"*bool(changed) or None
 
-# %% ../../nbs/lab/01_runs.ipynb #70855fe7
+# %% ../../nbs/lab/01_runs.ipynb #65b039aa
 def environment() -> dict:
     "Versions and machine, as far as they can change a number."
     cuda = torch.cuda.is_available()
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "safetensors")}
+    packages |= {"timm": version("timm")} if "timm" in sys.modules else {}   # where an encoder is one of its models
     return dict(
         python=platform.python_version(), **packages, cuda=torch.version.cuda if cuda else None,
         gpu=torch.cuda.get_device_name() if cuda else None, machine=platform.platform(), processor=platform.machine(),
@@ -409,7 +411,17 @@ def read_rows(path: Path, net: str) -> list[dict]:
         raise RunError(f"{path} has no rows: delete it and run again")
     return rows
 
-# %% ../../nbs/lab/01_runs.ipynb #d0a10fb0
+# %% ../../nbs/lab/01_runs.ipynb #59f25ed5
+def require_own_identity(cfg: Config, known: dict, folder: Path) -> None:
+    "Refuse a `config.json` whose identity is not that of its options, its data and the code of one's own parts."
+    if known.get("version") != 2 or identity(cfg, known.get("data")) == known.get("identity"):
+        return
+    own = [type(part) for part in cfg.parts if not type(part).__module__.startswith("mixsupcon.")]
+    names = " and ".join(f"{part.__name__} of {part.__module__}" for part in own)
+    changed = f", or {names} has changed since: a run is of the code as it was then" if own else ""
+    raise RunError(f"{folder}/config.json is not what the run was named by{changed}")
+
+# %% ../../nbs/lab/01_runs.ipynb #9b706b51
 def gather(folder: Path, names: list, absent: dict = None) -> dict:
     """What `metrics.json` says: the rows of the named results, what training took, and the digests of all files.
 
@@ -419,8 +431,7 @@ def gather(folder: Path, names: list, absent: dict = None) -> dict:
     cfg, missing = read_config(folder), {"net", "epochs", "images_seen", "passes", "seconds"} - {*training}
     if missing:
         raise RunError(f"{folder}/training.json lacks {', '.join(sorted(missing))}")
-    if config.get("version") == 2 and identity(cfg, config.get("data")) != config.get("identity"):
-        raise RunError(f"{folder}/config.json is not what the run was named by")
+    require_own_identity(cfg, config, folder)
     files = [*FILES, *(f"{name}.json" for name in names)]
     seals = {name: (absent or {}).get(name) or file_digest(folder/name) for name in files}
     if seals["net.safetensors"] != training["net"]:

@@ -568,7 +568,7 @@ def test_a_report_of_fewer_runs_replaces_none(published, tmp_path, no_figures):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     sentence = refused(write_pair, clone)
     assert "shows 6 runs, and 5 of them are not there now: " in sentence and "REPLACE=fewer" in sentence
-    assert "pair: ce on digits (3); pair: supcon on digits (2)" in sentence
+    assert "pair (5 of ce, supcon)" in sentence
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert [path.name for path in out.parent.iterdir()] == ["small"]
     assert len(write_pair(clone, replace="fewer")[0].numbers.dropna(subset="linear")) == 1 and is_whole(out)

@@ -162,7 +162,7 @@ def row_content(part: "pd.DataFrame", study: Any, base: "pd.DataFrame", anchor: 
     return dict(id=anchor, title=title, runs=table_content(f"Runs of {title}", frame), n=len(frame),
                 base=name if name != first.row else "", settings=settings or [], lines=lines)
 
-# %% ../../nbs/report/04_page.ipynb #c9d41ad8
+# %% ../../nbs/report/04_page.ipynb #ac18bd19
 LOOK = """
 :root {color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --line: #d4d4d4; --paper: #fff; --link: #0b4fb3;
   --mark: #fff3c4}
@@ -174,11 +174,12 @@ a {color: var(--link); text-underline-offset: .15em} header a {margin-right: 1re
 h1 {line-height: 1.25} h2 {margin-top: 3rem; border-bottom: 1px solid var(--line)} h3 {margin-top: 2rem}
 .quiet, figcaption, .note, caption {color: var(--quiet); font-size: .85rem} .note {display: block}
 .scroll {overflow-x: auto} table {border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums}
-th, td {padding: .3rem .7rem; text-align: left; vertical-align: top; max-width: 30rem}
+th, td {padding: .3rem .55rem; text-align: left; vertical-align: top; max-width: 30rem}
 thead th {border-bottom: 2px solid var(--quiet); vertical-align: bottom; max-width: 11rem}
 td, tbody th {border-bottom: 1px solid var(--line); font-weight: normal} caption {text-align: left}
+.numbers tbody th {position: sticky; left: 0; background: var(--paper); max-width: min(30rem, 40vw)}
 .numbers {width: max-content} .numbers td {white-space: nowrap} :target {scroll-margin-top: 4rem}
-tr:target > * {background: var(--mark)} div:target {box-shadow: -.4rem 0 var(--link)}
+tr:target > *, .numbers tr:target th {background: var(--mark)} div:target {box-shadow: -.4rem 0 var(--link)}
 .settings tbody {display: block; columns: 20rem 3} .settings tr {display: flex; break-inside: avoid}
 .settings th {flex: 0 0 12rem} .settings th, .settings td {padding: .1rem 0; border: 0} .own > * {font-weight: bold}
 th button {font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: left; cursor: pointer;
@@ -413,11 +414,11 @@ def chapter_content(results: Results, drawings: dict, out: Path, papers: dict) -
     shared = [part_content(name, results, {}, pages, out) for name in results.words if name not in results.studies]
     return content + [dict(file="all.html", title="All studies", cite="", parts=shared, published=None, rows=[])]
 
-# %% ../../nbs/report/04_page.ipynb #674aa39f
+# %% ../../nbs/report/04_page.ipynb #bafc4460
 LEGEND = (
-    "The name of a row leads to its runs. In bold is the best mean of a column for each data set, all of them where "
-    "several are equal as printed; bold says nothing about significance, for which see the p values. A title sorts "
-    "its column.")
+    "The name of a row leads to its runs. In bold is the best mean of a column for each study and data set, all "
+    "of them where several are equal as printed; bold says nothing about significance, for which see the p values. "
+    "A title sorts its column.")
 
 def about_words(results: Results) -> list[str]:
     "What a reader of the report must know."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['pd', 'PICTURES', 'ARCHIVE', 'SUMS', 'SHOWN', 'REPLACE', 'record_files', 'tar_of', 'packed', 'sums_of', 'read_sums',
            'read_archive', 'records_in', 'unpack_records', 'exchange', 'put', 'clean_up', 'lock_folder', 'only_writer',
-           'replaced', 'keep_strangers', 'runs_shown', 'shown_before', 'lost_rows', 'refuse_fewer', 'write_figures',
-           'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end']
+           'replaced', 'keep_strangers', 'runs_shown', 'shown_before', 'first_words', 'lost_rows', 'refuse_fewer',
+           'write_figures', 'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end']
 
 # %% ../../nbs/report/05_publish.ipynb #be61df55
 import ctypes, fcntl, hashlib, io, lzma, os, shutil, tarfile
@@ -53,7 +53,7 @@ def packed(folders: list[Path], old: bytes) -> bytes:
     with_same, _ = attempt(lambda: lzma.decompress(old) == tar)
     return old if with_same else lzma.compress(tar, preset=9 | lzma.PRESET_EXTREME)
 
-# %% ../../nbs/report/05_publish.ipynb #600b77c6
+# %% ../../nbs/report/05_publish.ipynb #0bb0f210
 def sums_of(out: Path) -> str:
     "The SHA-256 sums of all files below a folder, but of the file of sums."
     paths = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -70,7 +70,7 @@ def read_archive(out: Path) -> bytes:
     data = path.read_bytes() if path.exists() else b""
     if (data or known) and hashlib.sha256(data).hexdigest() != known:
         where = show_path(path)
-        raise RunError(f"{where} is not the file that {SUMS} beside it names: restore both (git checkout {where})")
+        raise RunError(f"{where} is not the file that {SUMS} beside it names: restore it (git checkout {where})")
     return data
 
 # %% ../../nbs/report/05_publish.ipynb #161586cc
@@ -192,24 +192,28 @@ def shown_before(out: Path) -> set:
                        "or replace the report with -p replace fewer")
     return shown
 
-# %% ../../nbs/report/05_publish.ipynb #15f865db
-def lost_rows(lost: set) -> str:
-    "Runs by study and row, in words: the first rows, and how many more there are."
-    rows: dict = {}
-    for study, data, row, _ in sorted(lost):
-        rows[study, data, row] = rows.get((study, data, row), 0) + 1
-    words = [f"{study}: {row} on {data} ({n})" for (study, data, row), n in rows.items()]
-    more = f" and {len(words) - 12} more rows in {len({study for study, *_ in rows})} studies"*(len(words) > 12)
-    return "; ".join(words[:12]) + more
+# %% ../../nbs/report/05_publish.ipynb #a40679ca
+def first_words(words: list, n: int) -> str:
+    "The first `n` of some words, and how many more there are."
+    return ", ".join(words[:n]) + f" and {len(words) - n} more"*(len(words) > n)
 
-def refuse_fewer(out: Path, made: Results, note: str = "") -> None:
-    "Refuse to replace a report that shows runs which are not there now."
+def lost_rows(lost: set) -> str:
+    "Runs by study and row, in words."
+    studies: dict = {}
+    for study, _, row, _ in sorted(lost):
+        studies.setdefault(study, []).append(row)
+    words = [f"{study} ({len(rows)} of {first_words(list(dict.fromkeys(rows)), 5)})"
+             for study, rows in studies.items()]
+    return first_words(words, 6)
+
+def refuse_fewer(out: Path, made: Results, problem: str = "") -> None:
+    "Refuse to replace a report that shows runs which are not there now; `problem` is what is wrong with its records."
     before = shown_before(out)
     lost = before - runs_shown(made.numbers)
     if lost:
         raise RunError(
             f"the report in {show_path(out)} shows {len(before)} runs, and {len(lost)} of them "
-            f"{'is' if len(lost) == 1 else 'are'} not there now: {lost_rows(lost)}. {note}"
+            f"{'is' if len(lost) == 1 else 'are'} not there now: {lost_rows(lost)}. {problem + '. '*bool(problem)}"
             f"To replace it all the same: make report SCALE={made.scale} REPLACE=fewer, "
             f"or papermill nbs/report.ipynb -p scale {made.scale} -p replace fewer")
 
@@ -246,7 +250,7 @@ def other_folders(made: Results) -> "pd.DataFrame":
     rows = [(folder.name, reason) for folder, reason in made.foreign.items()]
     return pd.DataFrame(rows, columns=["folder", "in no table, because"])
 
-# %% ../../nbs/report/05_publish.ipynb #a5d83635
+# %% ../../nbs/report/05_publish.ipynb #1fc43121
 REPLACE = dict(
     equal="the last report is replaced if every run that it shows is there now",
     fewer="the last report is replaced, whatever it shows")
@@ -261,7 +265,7 @@ def write_report(scale: str, root: Path | None = None, out: Path | None = None, 
         records, problem = attempt(unpack_records, out, runs_root(root).parent/"cache")
         made = results(scale, root=root, papers=papers, records=records)
         if replace != "fewer":
-            refuse_fewer(out, made, f"Also, {problem}. " if problem else "")
+            refuse_fewer(out, made, problem or "")
         for line in [problem]*bool(problem) + record_lines(made, records):
             report(line)
         drawings = draw_figures(made)

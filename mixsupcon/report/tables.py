@@ -384,7 +384,7 @@ def results(scale: str, only: tuple = (), root: Path | None = None, papers: dict
             best[name] = best_cells(tables[name], words[name][1], columns)
     return Results(scale, chosen, numbers, foreign, tables, words, best)
 
-# %% ../../nbs/report/02_tables.ipynb #242368f6
+# %% ../../nbs/report/02_tables.ipynb #5d229034
 def slug(*words: Any) -> str:
     "Words as a part of a file name or of an address: letters and digits of any script, at most 100 bytes."
     text = "".join(c if c.isalnum() else " " for c in " ".join(map(str, words)).lower())
@@ -396,7 +396,7 @@ def unique_names(keys: "list[tuple]", taken: tuple = ()) -> list[str]:
     for key in keys:
         name, n = slug(*key), 2
         while not name or name in names or name in taken:
-            name, n = f"{slug(*key)}-{n}", n + 1
+            name, n = f"{slug(*key) or 'part'}-{n}", n + 1
         names[name] = key
     return [*names]
 

@@ -10,7 +10,8 @@ from mixsupcon.core.options import refused
 from mixsupcon.lab import data
 from mixsupcon.lab.data import Tree, fingerprint, hold_out, image_folder, list_folder, load_data
 from mixsupcon.lab.evaluate import Trained, linear_sweep, map_of, measures, write_reading
-from mixsupcon.lab.runs import run_folder
+from mixsupcon.lab.experiment import Result, run_one, show_figure
+from mixsupcon.lab.runs import check_seal, run_folder
 from mixsupcon.lab.train import pretrain
 from PIL import Image
 
@@ -215,6 +216,7 @@ def test_a_bad_image_is_refused_by_name_or_left_out_and_listed(pets, kind, tmp_p
         own = read(pets, bad_images="skip")
         assert len(own.train_x) == 23 and len(own.test_x) == 6 and [*own.reading["left_out"]] == train[:1]
         assert f"left out: 1 image that cannot be read ({train[0]})" in " ".join(own.notes)
+        assert "23 images to learn from" in own.notes[0] and len(own.reading["held_out"]) == 6
     assert train[0] in refused(read, pets)   # the store that others left it out of is not used
 
 
@@ -280,6 +282,21 @@ def test_a_run_without_labels_is_measured_by_its_features(pictures, tmp_path, me
     assert 0 <= rows[0]["value"] <= 4 and -4 <= rows[1]["value"] <= 0
     assert len(map_of(run)["xy"]) == 6 and map_of(run)["silhouette"] is None
     assert "these images have no labels" in refused(linear_sweep, run)
+
+
+@pytest.mark.slow
+def test_a_run_without_labels_ends_sealed_and_shown(pictures, tmp_path):
+    cfg = configure("simclr", **TINY, data_dir=str(pictures), bad_images="skip")
+    spoil(pictures/"3.png", 50)
+    folder = run_one(cfg, tmp_path/"runs")
+    sealed, weights = check_seal(folder), (folder/"encoder.safetensors").stat().st_mtime_ns
+    assert folder.name.startswith("simclr-pictures-resnet8-s0-") and "features.json" in sealed["seals"]
+    assert [*json.loads((folder/"data.json").read_text())["left_out"]] == ["3.png"]
+    result = Result(run_one(cfg, tmp_path/"runs"))
+    assert (folder/"encoder.safetensors").stat().st_mtime_ns == weights
+    assert {*result.numbers.protocol} == {"features"} and "alignment" in repr(result)
+    for name in ("views", "curves", "confusion", "tsne"):
+        show_figure(result, name)
 
 
 def test_unlabelled_images_beside_labelled_ones_are_for_methods_without_labels(pets):

@@ -778,7 +778,7 @@ def check_run(run: Any, tree: Tree, parts: list, classes: list) -> None:
     if run.train_images:
         raise DataError(f"{none}, from which train_images would be drawn evenly: leave it out")
 
-# %% ../../nbs/lab/00_data.ipynb #9572ebd2
+# %% ../../nbs/lab/00_data.ipynb #2eb6e476
 def reading_of(tree: Tree, line: str, held: list, left_out: dict, run: Any, n: int) -> dict:
     "The lines that say how a folder was read, and the names behind them."
     lines = [line]
@@ -792,9 +792,9 @@ def reading_of(tree: Tree, line: str, held: list, left_out: dict, run: Any, n: i
     if run is not None and run.batch_size > n:
         lines.append(f"batch_size {run.batch_size} is more than the {n:,} images: each step sees all of them")
     ignored = {kind: list(names) for kind, names in tree.ignored.items()}
-    return dict(notes=lines, held_out=[tree.name(path) for path, _ in held], left_out=bad, ignored=ignored)
+    return dict(notes=lines, held_out=[*map(tree.name, held)], left_out=bad, ignored=ignored)
 
-# %% ../../nbs/lab/00_data.ipynb #65116e1a
+# %% ../../nbs/lab/00_data.ipynb #1583cb0c
 def image_folder(data_dir: Any, image_size: int, download: str, cache: Path = None) -> Dataset:
     "The images under `data_dir`, decoded once and stored."
     run, tree = RUN.get(), Tree(Path(data_dir))
@@ -807,10 +807,12 @@ def image_folder(data_dir: Any, image_size: int, download: str, cache: Path = No
                            prepare=(prepare_train, prepare_test, prepare_train))
     except BadImage as error:
         raise DataError(f"{error}; -p bad_images skip leaves out what cannot be read") from None
-    line = describe_split(tree, parts, [*map(len, files)], classes, share)
-    held = [] if parts.test else files[1]
-    every = data.every_x if run is not None and data.every_x is not None and not run.goal.by_class else data.train_x
-    return data._replace(reading=reading_of(tree, line, held, left_out or {}, run, len(every)))
+    n = len(data.train_x)
+    every = n if data.every_x is None else len(data.every_x)
+    line = describe_split(tree, parts, [n, len(data.test_x), every - n], classes, share)
+    held = [] if parts.test else [path for path, _ in files[1] if path not in (left_out or ())]
+    learned = n if run is None or run.goal.by_class or run.goal.classifier else every
+    return data._replace(reading=reading_of(tree, line, held, left_out or {}, run, learned))
 
 # %% ../../nbs/lab/00_data.ipynb #048a1a26
 def read_words(path: Path) -> list:

@@ -9,13 +9,13 @@ __all__ = ['torch', 'np', 'HOST', 'KINDS', 'LITTER', 'TESTS', 'UNLABELLED', 'PIX
            'stratified_split', 'digits', 'check_md5', 'read_members', 'download_archive', 'fetch', 'ArrayUnpickler',
            'read_arrays', 'published', 'read_batch', 'cifar', 'stl_images', 'stl10', 'FileError', 'temporary',
            'write_flushed', 'rename_new', 'flush_folder', 'write', 'is_alive', 'clear_leftovers', 'digest', 'printable',
-           'entries', 'leads_back', 'why_ignored', 'Tree', 'Layout', 'layout_of', 'hold_out', 'check_share',
-           'class_files', 'check_test', 'labelled', 'list_classes', 'list_unlabelled', 'look_again', 'list_folder',
-           'check_size', 'BadImage', 'decode', 'prepare_train', 'prepare_test', 'check_memory', 'put_image', 'attempt',
-           'read_images', 'stamp', 'content', 'state_of', 'load_store', 'store_tensors', 'check_left', 'read_parts',
-           'assemble', 'decode_once', 'some', 'describe_split', 'methods_without_classes', 'check_run', 'reading_of',
-           'image_folder', 'read_words', 'named_files', 'list_tiny_imagenet', 'tiny_imagenet', 'rank_in_class',
-           'subset', 'targets', 'with_run']
+           'entries', 'leads_back', 'why_ignored', 'Tree', 'Layout', 'layout_of', 'number_held', 'hold_out',
+           'check_share', 'class_files', 'check_test', 'labelled', 'list_classes', 'list_unlabelled', 'look_again',
+           'list_folder', 'check_size', 'BadImage', 'decode', 'prepare_train', 'prepare_test', 'check_memory',
+           'put_image', 'attempt', 'read_images', 'stamp', 'content', 'state_of', 'load_store', 'store_tensors',
+           'check_left', 'read_parts', 'assemble', 'decode_once', 'some', 'describe_split', 'methods_without_classes',
+           'check_run', 'reading_of', 'image_folder', 'read_words', 'named_files', 'list_tiny_imagenet',
+           'tiny_imagenet', 'rank_in_class', 'subset', 'targets', 'with_run']
 
 # %% ../../nbs/lab/00_data.ipynb #0267140a
 import glob, hashlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
@@ -462,15 +462,19 @@ def layout_of(tree: Tree) -> Layout:
     train = named.get("train", tree.root)
     return Layout(train, *([paths[0] if paths else None for paths in (test, unlabelled)]))
 
-# %% ../../nbs/lab/00_data.ipynb #4908e106
+# %% ../../nbs/lab/00_data.ipynb #7456898e
+def number_held(n: int, share: float, least: int = 1) -> int:
+    "How many of `n` images are held out: a share of them, but at least so many on each side."
+    return min(max(round(share*n), least), n - least)
+
 def hold_out(files: list[str], root: Path, share: float, least: int = 1) -> tuple[list, list]:
     "The images of a class to learn from and those held out, drawn by their names below `root`."
-    n = min(max(round(share*len(files)), least), len(files) - least)
+    n = number_held(len(files), share, least)
     names = {path: unicodedata.normalize("NFC", os.path.relpath(path, root)) for path in files}
     drawn = {*sorted(files, key=lambda path: digest(names[path].encode("utf-8", "surrogateescape")))[:n]}
     return [path for path in files if path not in drawn], [path for path in files if path in drawn]
 
-# %% ../../nbs/lab/00_data.ipynb #a8862319
+# %% ../../nbs/lab/00_data.ipynb #efc4cbce
 def check_share(sizes: dict, share: float) -> None:
     "Refuse classes {name: images} of which too little can be held out."
     small = [name for name, n in sizes.items() if n < 2]
@@ -478,7 +482,7 @@ def check_share(sizes: dict, share: float) -> None:
         raise DataError("test_share 0 leaves no image to test with: pass a share above 0, or put some into test/")
     if small:
         raise DataError(f"the class {small[0]!r} has one image: two are needed, one to learn from and one to test with")
-    held = sum(min(max(round(share*n), 1), n - 1) for n in sizes.values())
+    held = sum(number_held(n, share) for n in sizes.values())
     if held <= len(sizes):
         few = f"test_share {share:g} holds out {held} images of {len(sizes)} classes"
         raise DataError(f"{few}, too few to tell methods apart: pass a larger share, or add images")

@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 from mixsupcon.core.configure import configure, departures
+from mixsupcon.core.configure import read as read_record
 from mixsupcon.core.methods import METHODS
-from mixsupcon.core.options import refused
+from mixsupcon.core.options import identity, record, refused
 from mixsupcon.lab import data
 from mixsupcon.lab.data import Tree, fingerprint, hold_out, image_folder, list_folder, load_data
 from mixsupcon.lab.evaluate import Trained, linear_sweep, map_of, measures, write_reading
@@ -187,6 +188,12 @@ def test_options_of_a_folder_change_no_identity_by_themselves(tmp_path):
     cfgs = [configure("simclr", **given, test_share=share, bad_images=bad)
             for share in (.2, .4) for bad in ("refuse", "skip")]
     assert len({run_folder(cfg, fingerprint(load_data(cfg)), tmp_path) for cfg in cfgs}) == 1
+
+
+def test_a_run_made_before_a_folder_had_options_is_the_same_run():
+    cfg = configure("supcon", dataset="folder", preset="mixsupcon")
+    saved = {name: value for name, value in record(cfg).items() if name not in ("test_share", "bad_images")}
+    assert read_record(saved) == cfg and identity(read_record(saved), "d") == identity(cfg, "d")
 
 
 # Images that cannot be read

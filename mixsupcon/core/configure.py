@@ -10,17 +10,17 @@ __all__ = ['pandas', 'SCALES', 'PAPERS', 'LAYERING', 'SLOTS', 'NAMED_IN', 'PLAIN
            'options', 'described', 'shared_options', 'departures', 'fidelity', 'translated', 'require_same_probe',
            'require_uncorrected', 'from_first_version', 'missing_names', 'require_loaded', 'read']
 
-# %% ../../nbs/core/10_configure.ipynb #6ed3e636
+# %% ../../nbs/core/10_configure.ipynb #a8bed6a5
 import importlib, inspect, pkgutil, sys, textwrap
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Callable, NamedTuple
 
 from .methods import METHOD_NAMES, METHODS, Method, all_owners, check_row
-from .mixers import MIXER_NAMES, MIXERS
+from .mixers import MIXER_NAMES
 from .options import (
-    Config, ConfigError, InTable, Lazy, about, allowed, assembled, choose, gathered, idle, options as options_of, require,
-    restored, values, with_choices)
+    Config, ConfigError, InTable, Lazy, about, allowed, assembled, choose, gathered, idle, options as options_of,
+    require, restored, values, with_choices)
 from .recipe import ARCH_NAMES, DATASET_NAMES, PROBES, shared_parts
 
 pandas = Lazy("pandas")
@@ -120,13 +120,12 @@ def published_numbers(paper: str) -> "pandas.DataFrame":
     from importlib.resources import files
     return pandas.read_csv(files("mixsupcon.papers")/"published.csv").query("paper == @paper").reset_index(drop=True)
 
-# %% ../../nbs/core/10_configure.ipynb #62197cd2
+# %% ../../nbs/core/10_configure.ipynb #1e770715
 def default_preset(given: dict) -> str:
     "The preset for the data set, if none is given; data of one's own have that of a folder of images."
     usual = {data: name for name, recipe in recipes().items() for data in recipe.default_for}
     dataset = given.get("dataset", "digits")
-    usual = dict(digits="digits", digits_low="digits", digits_high="digits") | usual
-    return usual.get(dataset if dataset in DATASET_NAMES else "folder", "mixsupcon")
+    return usual[dataset if dataset in DATASET_NAMES else "folder"]
 
 def layered(method: str, row: Method, recipe: Recipe, given: dict) -> dict:
     "The settings of recipe and method, merged; those of another probe protocol are left out."
@@ -169,12 +168,12 @@ def shortened(settings: dict, recipe: Recipe, given: dict) -> dict:
     warmup = (settings | changed).get("warmup_epochs", 0)
     return changed | (dict(warmup_epochs=min(warmup, epochs)) if warmup else {})
 
-# %% ../../nbs/core/10_configure.ipynb #4a266b17
+# %% ../../nbs/core/10_configure.ipynb #80f0873d
 def configure(method: str = "mixsupcon", **given) -> Config:
     """The complete run of a method with the options you give, or one sentence that says why not.
 
-    What you leave out comes from the preset of the method and data set. The options of every method follow, with default
-    and allowed values; `options("moco_imix")` lists those of one method, its own included.
+    What you leave out comes from the preset of the method and data set. The options of every method follow, with
+    default and allowed values; `options("moco_imix")` lists those of one method, its own included.
     """
     row = choose(METHODS, method, "method")
     if method not in METHOD_NAMES:

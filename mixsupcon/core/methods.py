@@ -190,10 +190,11 @@ def changes_numbers(owner: type) -> bool:
     own = options.options(owner)
     return not own or not {*own} <= {*getattr(owner, "free", ())}
 
-# %% ../../nbs/core/09_methods.ipynb #3eca7ea8
+# %% ../../nbs/core/09_methods.ipynb #938f0741
 def code_behind(cfg: Config) -> dict:
     "The fingerprints of all code that the training of a run uses: name → twelve digits."
-    functions = [type(part) for part in cfg.parts if changes_numbers(type(part))] + [loss_of, Step, mixing.mix, view_drawing.random_view]
+    functions = [type(part) for part in cfg.parts if changes_numbers(type(part))]
+    functions += [loss_of, Step, mixing.mix, view_drawing.random_view]
     functions += [models.make_net, models.Net, models.update_state, models.momentum_keys, models.BACKBONES[cfg.arch]]
     functions += [function for part in parts_of_net(cfg) for function in models.PARTS[part] if function]
     if not cfg.goal.classifier:

@@ -202,7 +202,7 @@ def mix(own: "torch.Tensor", other: "torch.Tensor", gen: "torch.Generator", mixe
     mixed, share = choose(MIXERS, mixer, "mixer")(own, xb, lam, gen)
     return mixed, blend(share.expand(len(own)), p)
 
-# %% ../../nbs/core/01_mixers.ipynb #1a98f09f
+# %% ../../nbs/core/01_mixers.ipynb #9db3c71c
 def require_images(own: Any, other: Any, gen: Any, alpha: Any) -> None:
     "Refuse what is not two batches of images, a generator and an alpha."
     usage = "call mix(images, images of the other view, generator), with one view mix(images, images, generator)"
@@ -212,11 +212,11 @@ def require_images(own: Any, other: Any, gen: Any, alpha: Any) -> None:
     require(fits, f"the second argument of mix must be images of shape {tuple(own.shape)}, not {tuple(other.shape)}: "
                   "labels are mixed by the matrix that mix returns, w @ labels")
     random = isinstance(gen, torch.Generator) and gen.device.type == "cpu"
-    require(random, "the third argument of mix must be a generator on the CPU, such as torch.Generator().manual_seed(0)")
+    require(random, "the third argument of mix must be a generator on the CPU: torch.Generator().manual_seed(0)")
     number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and 0 <= alpha < math.inf
     require(number, f"alpha must be a number from 0, which mixes nothing, not {alpha!r}")
 
-# %% ../../nbs/core/01_mixers.ipynb #ee34f3e6
+# %% ../../nbs/core/01_mixers.ipynb #f07eb847
 def with_checks(mix: Callable) -> Callable:
     "`mix` for arguments that have been looked at; with alpha 0 the images as they are, and the identity."
     takes = inspect.signature(mix)
@@ -225,8 +225,8 @@ def with_checks(mix: Callable) -> Callable:
         try:
             alpha = takes.bind(own, other, gen, *more, **given).arguments.get("alpha", 1.)
         except TypeError as error:
-            raise ConfigError(f"mix: {error}; it takes {', '.join(takes.parameters)}, and labels are mixed by the matrix "
-                              "that it returns, w @ labels") from None
+            raise ConfigError(f"mix: {error}; it takes {', '.join(takes.parameters)}, and labels are mixed by the "
+                              "matrix that it returns, w @ labels") from None
         require_images(own, other, gen, alpha)
         if not alpha:
             return own, torch.eye(len(own), device=own.device)

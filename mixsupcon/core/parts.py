@@ -7,14 +7,15 @@ __all__ = ['torch', 'models', 'is_user_file', 'in_words', 'attempt', 'try_mixer'
            'require_places', 'require_norms', 'try_encoder', 'require_table', 'require_pair', 'observed', 'trial_step',
            'try_method', 'check_own_parts']
 
-# %% ../../nbs/core/11_parts.ipynb #bce9c0d6
+# %% ../../nbs/core/11_parts.ipynb #e1852a32
 import sys, traceback
 from functools import cache
 from pathlib import Path
 from typing import Any, Callable
 
 from .configure import own_names, table_of
-from .methods import METHOD_NAMES, begin_step, loss_of, parts_of_net
+from .goals import Goal
+from .methods import METHOD_NAMES, loss_of, parts_of_net
 from .mixers import DEPTHS
 from .options import Config, ConfigError, Lazy, Refusal, amended, is_installed, require, seeded, stream
 from .recipe import Head
@@ -22,7 +23,7 @@ from .recipe import Head
 torch = Lazy("torch")
 models = Lazy("mixsupcon.core.models")
 
-# %% ../../nbs/core/11_parts.ipynb #0fc530ea
+# %% ../../nbs/core/11_parts.ipynb #0886c51b
 def is_user_file(name: str) -> bool:
     "Whether a file (or a cell of a notebook) is the user's."
     ours = Path(sys.modules["mixsupcon"].__file__).parent
@@ -32,12 +33,16 @@ def is_user_file(name: str) -> bool:
 def in_words(error: BaseException) -> str:
     "An error with the last line of the user's code that it passed."
     lines = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) and error.filename:
-        lines = [traceback.FrameSummary(error.filename, error.lineno or 0, "", line=error.text)]
-    own = [line for line in lines if is_user_file(line.filename)]
-    where = f" (line {own[-1].lineno} of {Path(own[-1].filename).name}: {(own[-1].line or '').strip()})" if own else ""
-    what = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {what}{where}"
+    own = [(line.filename, line.lineno, line.line) for line in lines if is_user_file(line.filename)]
+    what = str(error).partition("\n")[0]
+    if isinstance(error, SyntaxError):
+        own, what = [(error.filename, error.lineno, error.text)], error.msg
+    kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
+    if not own:
+        return kind + what
+    file, number, text = own[-1]
+    place = "the cell" if "ipykernel_" in file else Path(file).name
+    return f"{kind}{what} (line {number} of {place}: {(text or '').strip()})"
 
 def attempt(what: str, function: Callable, *args, **given) -> Any:
     "What `function` returns; an error of its own is refused as a sentence about `what`."
@@ -48,13 +53,14 @@ def attempt(what: str, function: Callable, *args, **given) -> Any:
     except Exception as error:
         raise ConfigError(f"{what}: {in_words(error)}") from None
 
-# %% ../../nbs/core/11_parts.ipynb #e2df395c
+# %% ../../nbs/core/11_parts.ipynb #eb266d41
 @cache
 def try_mixer(name: str, function: Callable) -> None:
     "Refuse a mixer that does not return mixed images and shares, or not the same again."
     xa, xb = torch.rand(2, 6, 3, 8, 8, generator=stream(0, "mixer"))
     for lam in (torch.linspace(.1, .9, 6), torch.tensor([.3])):
-        before, what = (xa.clone(), xb.clone()), f"mixer {name} fails on images (6, 3, 8, 8) with lam {tuple(lam.shape)}"
+        what = f"mixer {name} fails on images (6, 3, 8, 8) with lam {tuple(lam.shape)}"
+        before = xa.clone(), xb.clone()
         first, again = (attempt(what, function, xa, xb, lam, stream(0, "mix")) for _ in range(2))
         require_mixture(name, first, xa, lam)
         unchanged = torch.equal(xa, before[0]) and torch.equal(xb, before[1])
@@ -67,8 +73,9 @@ def require_mixture(name: str, result: Any, xa: "torch.Tensor", lam: "torch.Tens
     pair = isinstance(result, (tuple, list)) and len(result) == 2 and all(map(torch.is_tensor, result))
     require(pair, f"mixer {name} must return two tensors, the mixed images and the share of the first image in each")
     mixed, share = result
-    require(mixed.shape == xa.shape, f"mixer {name} must return mixed images of shape {tuple(xa.shape)}, as it is given, "
-                                     f"not {tuple(mixed.shape)}")
+    same = mixed.shape == xa.shape
+    require(same, f"mixer {name} must return mixed images of shape {tuple(xa.shape)}, as it is given, "
+                  f"not {tuple(mixed.shape)}")
     fits = share.shape in ((len(xa),), (1,))
     require(fits, f"mixer {name} must return the share of the first image as (N,) or (1,), not {tuple(share.shape)}: "
                   "the matrix (N, N) is made of it")
@@ -96,7 +103,7 @@ def make_encoder(name: str, make: Callable, side: int) -> Any:
     require(fits, f"encoder {name} has width {width} and must make features (2, {width}) of two images, not {shape}")
     return net
 
-# %% ../../nbs/core/11_parts.ipynb #df8f05a4
+# %% ../../nbs/core/11_parts.ipynb #7afb91fb
 def require_places(name: str, net: "torch.nn.Module", side: int, mixer: str) -> None:
     "Refuse an encoder in which `mixer` has no place to mix."
     x = torch.rand(2, 3, side, side, generator=stream(0, "images"))
@@ -120,8 +127,8 @@ def require_norms(name: str, net: "torch.nn.Module", cfg: Config) -> None:
     if cfg.zero_init == "yes":
         blocks = [block for part, stage in net.named_children() if part.startswith("layer") for block in stage]
         ends = [any(isinstance(child, torch.nn.BatchNorm2d) for child in block.children()) for block in blocks]
-        require(ends and all(ends), f"encoder {name} has no residual blocks in layer1, layer2 … that end in batch norm, "
-                                    "whose weights zero_init sets: leave out zero_init")
+        require(ends and all(ends), f"encoder {name} has no residual blocks in layer1, layer2 … that end in batch "
+                                    "norm, whose weights zero_init sets: leave out zero_init")
 
 # %% ../../nbs/core/11_parts.ipynb #629e8261
 @cache
@@ -133,12 +140,13 @@ def try_encoder(cfg: Config, side: int) -> None:
             require_places(cfg.arch, net, side, mixer)
     require_norms(cfg.arch, net, cfg)
 
-# %% ../../nbs/core/11_parts.ipynb #a573f07d
+# %% ../../nbs/core/11_parts.ipynb #3182b58b
 def require_table(name: str, table: Any, q: "torch.Tensor", k: "torch.Tensor") -> None:
     "Refuse the loss of a goal that is not a table of queries and keys."
     shape = tuple(table.shape) if torch.is_tensor(table) else type(table).__name__
     n, m = len(q), len(k)
-    require(shape == (n, m), f"{name}.loss must be (N, N), of query i if key j is its own: here ({n}, {m}), not {shape}")
+    fits = shape == (n, m)
+    require(fits, f"{name}.loss must be (N, N), of query i if key j is its own: here ({n}, {m}), not {shape}")
 
 def require_pair(name: str, pair: Any) -> None:
     "Refuse what `pair` of a goal cannot return."
@@ -156,10 +164,11 @@ def observed(goal: Any) -> Any:
         table = kind.loss(self, step, q, k, *more)
         require_table(name, table, q, k)
         return table
-    looked_at = dict(pair=pair) | (dict(loss=loss) if hasattr(kind, "loss") else {})
+    usual = kind.base_loss is Goal.base_loss   # which takes queries, keys and their table
+    looked_at = dict(pair=pair, loss=loss) if usual and hasattr(kind, "loss") else {}
     return type(name, (kind,), looked_at)(**{option: getattr(goal, option) for option in kind.__dataclass_fields__})
 
-# %% ../../nbs/core/11_parts.ipynb #efcf0f30
+# %% ../../nbs/core/11_parts.ipynb #e9b6bc40
 def trial_step(cfg: Config, seed: int) -> tuple:
     "A step of a run on random images of 16 pixels with a small encoder, and its network."
     own = (*cfg.parts, Head(head="linear", out=3)) if cfg.goal.classifier else cfg.parts
@@ -180,7 +189,8 @@ def try_method(cfg: Config) -> None:
     shape = tuple(step.loss.shape) if torch.is_tensor(step.loss) else type(step.loss).__name__
     require(scalar, f"the loss of {cfg.method} must be one number, a tensor of shape (), not {shape}")
     require(step.loss.isfinite(), f"the loss of {cfg.method} is {step.loss.item()} on random images")
-    require(step.loss.requires_grad, f"the loss of {cfg.method} has no gradient: is it made under no_grad, or detached?")
+    learns = step.loss.requires_grad
+    require(learns, f"the loss of {cfg.method} has no gradient: is it made under no_grad, or detached?")
     step.loss.backward()
     reached = any(p.grad is not None and p.grad.any() for p in net.encoder.parameters())
     require(reached, f"the loss of {cfg.method} does not reach the encoder: nothing would be learnt")

@@ -11,13 +11,14 @@ __all__ = ['mixsupcon', 'supcontrast_readme', 'CIFAR', 'EVERYWHERE', 'FIRST', 'M
 from ..core.configure import Beside, Figure, Paper, Recipe, Study
 from .digits import DATA, methods
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #b3ff6301
+# %% ../../nbs/papers/01_mixsupcon.ipynb #be5e0340
 mixsupcon = Recipe(
     source="MixSupCon Tables 1-3", fidelity="paper",
     every={},                                # Tables 1 and 2 are the defaults
     rows=dict(ce=dict(epochs=500, lr=.2)),   # Table 3
     also=dict(arch=("resnet34", "resnet50"), dataset=("cifar10", "cifar100")),
-    large_batch=dict(above=256, warmup_epochs=10))   # SupContrast's rule
+    large_batch=dict(above=256, warmup_epochs=10),   # SupContrast's rule
+    default_for=("cifar10", "cifar100", "stl10", "tiny_imagenet"))
 
 # %% ../../nbs/papers/01_mixsupcon.ipynb #361d99f2
 supcontrast_readme = Recipe(

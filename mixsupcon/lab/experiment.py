@@ -119,7 +119,7 @@ def image_tensor(images: Any, side: int = 0) -> "torch.Tensor":
     data_room.check_images(x, "given")
     return data_room.to_square(x, side)
 
-# %% ../../nbs/lab/06_experiment.ipynb #116e856c
+# %% ../../nbs/lab/06_experiment.ipynb #7e7db850
 class Finished:
     "A finished run, by its folder or the folder's name: its configuration and its numbers."
 
@@ -130,7 +130,7 @@ class Finished:
     @property
     def numbers(self) -> "pandas.DataFrame":
         "A row per number: protocol, metric, how it was selected, value and number of images."
-        rows = [dict(method=self.cfg.method, dataset=self.cfg.dataset, arch=self.cfg.arch) | row
+        rows = [dict(method=self.cfg.method, dataset=data_name(self.cfg), arch=self.cfg.arch) | row
                 for row in self.metrics["rows"]]
         columns = ["method", "dataset", "arch", "protocol", "metric", "selection", "value", "n"]
         return pandas.DataFrame(rows)[columns]
@@ -159,7 +159,7 @@ class Finished:
         name = "linear" if row["metric"] == "accuracy" else row["metric"]
         return f"{name} {row['value']:.4f}"
 
-# %% ../../nbs/lab/06_experiment.ipynb #40446d8c
+# %% ../../nbs/lab/06_experiment.ipynb #7e15c096
 class Result(Finished):
     "A finished run: `numbers`, `log`, `figures`, `encoder`, `embed(images)`, `export(path)`."
 
@@ -195,7 +195,7 @@ class Result(Finished):
         return encoder_room.export_run(self.folder, path, **given)
 
     def __repr__(self) -> str:
-        return f"{self.cfg.method} on {self.cfg.dataset}: {self.headline} ({self.folder.name})"
+        return f"{self.cfg.method} on {data_name(self.cfg)}: {self.headline} ({self.folder.name})"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.numbers.to_html(index=False, float_format='{:.4f}'.format)}"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'LINES', 'Drawing', 'panels', 'row_style', 'shorten', 'characters_of', 'font_with',
            'warn_of_boxes', 'printable', 'with_fonts', 'encode_figure', 'save_figure', 'draw_nothing', 'draw_images',
-           'draw_views', 'saved_views', 'draw_saved_views', 'draw_curve', 'draw_curves', 'draw_learning_curves',
-           'draw_probes', 'draw_matrix', 'frequent_confusions', 'draw_confusion', 'moved_apart', 'label_points',
-           'class_styles', 'densest', 'draw_classes', 'feature_phrase', 'draw_tsne']
+           'draw_views', 'saved_views', 'draw_saved_views', 'epochs_below', 'draw_curve', 'draw_curves',
+           'draw_learning_curves', 'draw_probes', 'draw_matrix', 'frequent_confusions', 'draw_confusion', 'moved_apart',
+           'uncovering', 'label_points', 'class_styles', 'densest', 'draw_classes', 'feature_phrase', 'draw_tsne']
 
 # %% ../../nbs/lab/05_figures.ipynb #21aab653
 import io
@@ -174,12 +174,18 @@ def draw_saved_views(folder: Path, path: Path | None = None, source: str | None 
     rows, captions = saved_views(folder)
     return save_figure(draw_images(rows, {list(rows)[-1]: captions}), path, source)
 
-# %% ../../nbs/lab/05_figures.ipynb #fcc2c70d
+# %% ../../nbs/lab/05_figures.ipynb #8a493696
+def epochs_below(ax: plt.Axes, n: int) -> None:
+    "Mark whole epochs on the axis, also where there is but one."
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if n == 1:
+        ax.set(xlim=(.5, 1.5), xticks=[1])
+
 def draw_curve(ax: plt.Axes, values: list, title: str, x: str, colour: str) -> None:
     "Draw one quantity by epoch, counted from 1; a single epoch is a point."
     ax.plot(range(1, len(values) + 1), values, color=colour, marker="o" if len(values) == 1 else "")
     ax.set(xlabel=x, title=title)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs_below(ax, len(values))
     ax.set_visible(bool(values))   # an untrained network has no curves
 
 @plt.rc_context(STYLE)
@@ -212,7 +218,7 @@ def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> 
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(folders) > 3 else 1)
     return save_figure(fig, path)
 
-# %% ../../nbs/lab/05_figures.ipynb #031f83eb
+# %% ../../nbs/lab/05_figures.ipynb #eb76d15e
 @plt.rc_context(STYLE)
 def draw_probes(results: dict, path: Path | None = None) -> plt.Figure:
     "Test accuracy after each epoch of the linear probes `{name: result}`."
@@ -222,7 +228,7 @@ def draw_probes(results: dict, path: Path | None = None) -> plt.Figure:
         style = row_style(i) | dict(marker="o" if len(curve) == 1 else "")
         axes[0, 0].plot(range(1, len(curve) + 1), curve, label=f"{name}: {curve[-1]:.1f}", **style)
     axes[0, 0].set(xlabel="probe epoch", ylabel="test accuracy (%)")
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs_below(axes[0, 0], max(len(result["curve"]) for result in results.values()))
     axes[0, 0].legend()
     return save_figure(fig, path)
 
@@ -289,10 +295,19 @@ def moved_apart(centres: "np.ndarray", halves: "np.ndarray", low: Any, high: Any
         centres = np.clip(centres + push.sum(1)/2, low + halves, high - halves)
     return centres
 
-# %% ../../nbs/lab/05_figures.ipynb #623bd827
+# %% ../../nbs/lab/05_figures.ipynb #e2f07a6e
+def uncovering(ax: plt.Axes, centres: "np.ndarray", halves: "np.ndarray", groups: list) -> "np.ndarray":
+    "The centres of labels, in pixels, of which those that would hide a whole group of points stand above it."
+    centres = centres.copy()
+    for i, group in enumerate(groups):
+        low, high = np.percentile(ax.transData.transform(group), [5, 95], axis=0)
+        if (high - low < 2*halves[i]).all():
+            centres[i] = (low[0] + high[0])/2, high[1] + halves[i, 1] + 4
+    return centres
+
 def label_points(ax: plt.Axes, names: list, points: list, colours: list, size: float = 8,
-                 beside: float | None = None) -> None:
-    "Write names at points, or `beside` so many pixels, without overlap; a line leads to a name that was moved."
+                 beside: float | None = None, groups: list | None = None) -> None:
+    "Write names at points, of `groups` of points, or `beside` so many pixels, without overlap; a moved name has a line."
     texts = [ax.annotate(name, point, point, ha="center", va="center", fontsize=size, zorder=5, in_layout=False,
                          bbox=dict(boxstyle="round,pad=.15", fc="white", ec=colour, lw=.8, alpha=.85),
                          arrowprops=dict(arrowstyle="-", color=colour, lw=.8, shrinkA=0, shrinkB=0))
@@ -304,6 +319,7 @@ def label_points(ax: plt.Axes, names: list, points: list, colours: list, size: f
     centres = ax.transData.transform(points)
     if beside is not None:
         centres += [1, 0]*(halves + beside)
+    centres = uncovering(ax, centres, halves, groups or [])
     for text, place in zip(texts, ax.transData.inverted().transform(moved_apart(centres, halves, *inside))):
         text.set_position(place)
 
@@ -317,7 +333,7 @@ def class_styles(classes: list, highlight: tuple = ()) -> dict:
     styles = {number: row_style(i) for i, number in enumerate(shown)}
     return {number: dict(color=style["color"], marker=style["marker"]) for number, style in styles.items()}
 
-# %% ../../nbs/lab/05_figures.ipynb #10e387b0
+# %% ../../nbs/lab/05_figures.ipynb #d899fa3c
 def densest(points: "np.ndarray") -> "np.ndarray":
     "The point that is nearest to all others, of at most about 1,000 of them: their median, and never between clusters."
     few = points[::len(points)//1000 + 1]
@@ -332,8 +348,9 @@ def draw_classes(ax: plt.Axes, xy: "np.ndarray", y: "np.ndarray", classes: list,
     for number in present:
         ax.scatter(*xy[y == number].T, s=size, linewidths=0, **styles[number])
     if present:
-        label_points(ax, [names[number] for number in present], [densest(xy[y == number]) for number in present],
-                     [styles[number]["color"] for number in present], 8 if len(present) <= 10 else 6.5)
+        groups = [xy[y == number] for number in present]
+        label_points(ax, [names[number] for number in present], [densest(group) for group in groups],
+                     [styles[number]["color"] for number in present], 8 if len(present) <= 10 else 6.5, groups=groups)
 
 # %% ../../nbs/lab/05_figures.ipynb #90c2a975
 def feature_phrase(result: dict) -> str:
@@ -343,7 +360,7 @@ def feature_phrase(result: dict) -> str:
     near = "" if result["knn20"] is None else f"\nknn20 {result['knn20']:.1%}"
     return f"silhouette {result['silhouette']:.2f}, gap {100*result['gap']:.1f}{near}"
 
-# %% ../../nbs/lab/05_figures.ipynb #a1e28e44
+# %% ../../nbs/lab/05_figures.ipynb #38e0ac70
 @plt.rc_context(STYLE)
 def draw_tsne(results: dict, path: Path | None = None, highlight: tuple = (), source: str | None = None) -> plt.Figure:
     "t-SNE panels of `{name: result}`, with the numbers that the pictures stand for."
@@ -352,6 +369,7 @@ def draw_tsne(results: dict, path: Path | None = None, highlight: tuple = (), so
     fig, axes = panels(-(-len(results)//columns), columns, side, side + .3)
     for ax in axes.flat:
         ax.set_axis_off()
+        ax.margins(.1)   # room for names
     for ax, name, result in zip(axes.flat, printable([*results], 40), results.values()):
         ax.set_title(f"{name}\n{feature_phrase(result)}")
     for ax, result in zip(axes.flat, results.values()):

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from mixsupcon.core.configure import configure
-from mixsupcon.core.options import Refusal, identity
+from mixsupcon.core.methods import METHODS
+from mixsupcon.core.options import PLUGINS, Refusal, identity
 from mixsupcon.lab import command, runs
+from mixsupcon.lab.extend import load_plugin
 
+ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-m", "mixsupcon"]
 CONFIGS = [dict(method="supcon"), dict(method="supcon", tau=.2), dict(method="moco_imix", seed=1),
            dict(method="mixsupcon", alpha=.5, epochs=7)]
@@ -105,6 +108,38 @@ def test_states(root, capsys):
         "of a plugin": "unreadable"}
     assert rows["moco_imix"]["linear"] is None, "a number of altered files"
     assert command.Run(every["simclr"].folder).state == "unfinished"
+
+
+@pytest.fixture
+def own_method(tmp_path):
+    "A file of a method of one's own; what it adds is taken away again by the function that it comes with."
+    path, before = tmp_path/"mine.py", dict(METHODS)
+    path.write_text("from mixsupcon import register\nfrom mixsupcon.core.goals import SimCLR\n"
+                    "class Mine(SimCLR):\n    tau = .3\nregister('mine', goal=Mine)\n")
+
+    def forget():
+        METHODS.clear()
+        METHODS.update(before)
+        PLUGINS.clear()
+        sys.modules.pop("plugin_mine", None)
+    yield path, forget
+    forget()
+
+
+def test_runs_of_own_methods(own_method, fake_run, tmp_path, capsys):
+    "Without their file they are listed, and say which it is; with it they are complete; changed, they are altered."
+    path, forget = own_method
+    load_plugin(path)
+    words = ["--root", fake_run(method="mine").parent]
+    forget()
+    row, = json.loads(out(capsys, "runs", *words, "--json"))
+    assert (row["method"], row["state"], row["linear"]) == ("mine", "unreadable", None)
+    assert "mine.py" in out(capsys, "runs", "show", "mine", "--quick", *words)
+    assert json.loads(out(capsys, "runs", *words, "--json", "--plugin", path))[0]["state"] == "complete"
+    forget()
+    path.write_text(path.read_text().replace(".3", ".4"))
+    text = out(capsys, "runs", "show", "mine", "--quick", *words, "--plugin", path)
+    assert "altered" in text and "Mine of plugin_mine has changed since" in text
 
 
 def test_weights_are_read_when_asked_or_when_they_are_new(root):
@@ -348,6 +383,39 @@ def test_tables_fit_the_terminal(root, columns):
         extra = ["--root", root] if words[0] == "runs" else []
         lines = Terminal(*words, *extra, columns=columns).read().splitlines()
         assert len(lines) > 4 and max(map(len, lines)) <= columns, words
+
+
+# ---- the notebook
+
+def run_notebook(**given):
+    "The names that nbs/runs.ipynb ends with, its parameters as given."
+    cells = json.loads((ROOT/"nbs"/"runs.ipynb").read_text())["cells"]
+    first, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    injected = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in given.items())])
+    scope = dict(In=[first, injected])
+    for text in (first, injected, *code):
+        exec(text, scope)
+    return scope
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_the_same_and_deletes_only_what_is_named(fake_run, project_copy, monkeypatch):
+    "Every parameter is a filter; without `delete`, or with a part of a name, all is as before."
+    monkeypatch.chdir(project_copy)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    root = project_copy/"outputs"/"runs"
+    folders = [fake_run(root=root, **given) for given in CONFIGS]
+    before = tree(root)
+    scope = run_notebook(method="*supcon", alpha=.5)
+    assert [run.folder for run in scope["runs"]] == [folders[3]]
+    assert scope["use"]["bytes"].sum() == scope["runs"][0].size
+    assert len(run_notebook(compare=f"{folders[0].name} {folders[2].name[-12:]}")["chosen"]) == 2
+    assert run_notebook(method="none")["runs"] == [] and tree(root) == before
+    with pytest.raises(Refusal, match="is a part of"):
+        run_notebook(delete=folders[0].name[:-1])
+    assert tree(root) == before
+    run_notebook(delete=folders[0].name)
+    assert runs.all_folders(root) == sorted(folders[1:])
 
 
 # ---- the command line

@@ -34,10 +34,11 @@ from .runs import (
     WEIGHTS, RunError, all_folders, check_seal, data_name, delete_run, find_folder, lock_owner, read_config, read_json,
     require_own_folder, runs_root, show_path)
 
-# %% ../../nbs/lab/09_command.ipynb #d4547b7f
+# %% ../../nbs/lab/09_command.ipynb #4bbb1b68
 STATES = dict(
     complete="all numbers are there, and every file is as it was sealed", unfinished="stopped before its end",
-    altered="a file has been changed since it was sealed", unreadable="its options cannot be read")
+    altered="a file has been changed since it was sealed",
+    unreadable="its options cannot be read, or are of a method of your own that --plugin does not name")
 STATES["in use"] = "another process is at it"
 
 ODD = (Refusal, AttributeError, KeyError, TypeError, ValueError)   # what reading a strange record may raise

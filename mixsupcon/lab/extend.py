@@ -154,9 +154,11 @@ def execute(file: Path, text: bytes) -> None:
     module_source.cache_clear()
     exec(compile(text, str(file), "exec"), vars(module))
 
-# %% ../../nbs/lab/07_extend.ipynb #738bc388
-def load_plugin(path: str) -> Plugin:
+# %% ../../nbs/lab/07_extend.ipynb #3a6ede3d
+def load_plugin(path: str | None) -> Plugin | None:
     "Execute a user's file of own parts, once, and again only if it has changed; what it added, by table."
+    if not path:
+        return None
     file = find_plugin(path)
     text = file.read_bytes()
     digest, own, known = hashlib.sha256(text).hexdigest()[:16], PLUGINS.get(str(file)), names_in_tables()

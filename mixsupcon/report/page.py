@@ -162,7 +162,7 @@ def row_content(part: "pd.DataFrame", study: Any, base: "pd.DataFrame", anchor: 
     return dict(id=anchor, title=title, runs=table_content(f"Runs of {title}", frame), n=len(frame),
                 base=name if name != first.row else "", settings=settings or [], lines=lines)
 
-# %% ../../nbs/report/04_page.ipynb #ac18bd19
+# %% ../../nbs/report/04_page.ipynb #accb5a57
 LOOK = """
 :root {color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --line: #d4d4d4; --paper: #fff; --link: #0b4fb3;
   --mark: #fff3c4}
@@ -174,12 +174,12 @@ a {color: var(--link); text-underline-offset: .15em} header a {margin-right: 1re
 h1 {line-height: 1.25} h2 {margin-top: 3rem; border-bottom: 1px solid var(--line)} h3 {margin-top: 2rem}
 .quiet, figcaption, .note, caption {color: var(--quiet); font-size: .85rem} .note {display: block}
 .scroll {overflow-x: auto} table {border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums}
-th, td {padding: .3rem .55rem; text-align: left; vertical-align: top; max-width: 30rem}
+th, td {padding: .3rem .55rem; text-align: left; vertical-align: top; max-width: min(30rem, 70vw)}
 thead th {border-bottom: 2px solid var(--quiet); vertical-align: bottom; max-width: 11rem}
 td, tbody th {border-bottom: 1px solid var(--line); font-weight: normal} caption {text-align: left}
-.numbers tbody th {position: sticky; left: 0; background: var(--paper); max-width: min(30rem, 40vw)}
-.numbers {width: max-content} .numbers td {white-space: nowrap} :target {scroll-margin-top: 4rem}
-tr:target > *, .numbers tr:target th {background: var(--mark)} div:target {box-shadow: -.4rem 0 var(--link)}
+.sort tbody th {position: sticky; left: 0; background: var(--paper); max-width: min(30rem, 40vw)}
+.sort {width: max-content} :target {scroll-margin-top: 4rem}
+tr:target > *, .sort tr:target th {background: var(--mark)} div:target {box-shadow: -.4rem 0 var(--link)}
 .settings tbody {display: block; columns: 20rem 3} .settings tr {display: flex; break-inside: avoid}
 .settings th {flex: 0 0 12rem} .settings th, .settings td {padding: .1rem 0; border: 0} .own > * {font-weight: bold}
 th button {font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: left; cursor: pointer;
@@ -224,10 +224,10 @@ addEventListener("hashchange", show); show();
 document.addEventListener("click", event => {if (event.target.closest("a[href^='#']")) setTimeout(show)});
 """
 
-# %% ../../nbs/report/04_page.ipynb #14199841
+# %% ../../nbs/report/04_page.ipynb #594d8a27
 TABLE = """
-{% macro table(t, look="numbers") %}<div class="scroll" role="region" aria-label="{{ t.title }}" tabindex="0">
-<table class="sort {{ look }}"><thead><tr>
+{% macro table(t) %}<div class="scroll" role="region" aria-label="{{ t.title }}" tabindex="0">
+<table class="sort"><thead><tr>
 {%- for title in t.columns %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in t.lines %}
 
@@ -283,7 +283,7 @@ FRAME = """<!doctype html>
 <script>{{ script|safe }}</script></body></html>
 """
 
-# %% ../../nbs/report/04_page.ipynb #700662fa
+# %% ../../nbs/report/04_page.ipynb #9cd315cb
 INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import up %}
 {% block content %}
 <h1>{{ title }}</h1>
@@ -295,7 +295,7 @@ INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" 
 <ul>{% for part in chapter.parts %}<li><a href="{{ chapter.file }}#{{ part.id }}">{{ part.title }}</a>
 {%- if part.sentence %}: {{ part.sentence }}{% endif %}</li>
 {% endfor %}</ul>{% endfor %}
-{% if missing %}<h2 id="missing">What is missing</h2>{{ table(missing, "") }}{% endif %}
+{% if missing %}<h2 id="missing">What is missing</h2>{{ table(missing) }}{% endif %}
 <h2 id="files">Files</h2>
 <ul><li><a href="tables/runs.csv">tables/runs.csv</a>: the numbers of every run</li>
 <li><a href="tables/published.csv">tables/published.csv</a>: the papers' own numbers, and ours beside them</li>
@@ -304,7 +304,7 @@ INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" 
 <p>{{ versions }}</p>{{ up() }}{% endblock %}
 """
 
-# %% ../../nbs/report/04_page.ipynb #b52378a1
+# %% ../../nbs/report/04_page.ipynb #5d7a59f4
 CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import section, row_runs, up %}
 {% block content %}
 <h1>{{ chapter.title }}</h1>
@@ -315,7 +315,7 @@ CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros
 <p class="quiet">{{ legend }}</p>
 {% for part in chapter.parts %}{{ section(part) }}{% endfor %}
 {% if chapter.published %}<h2 id="published">Published numbers</h2><p>{{ chapter.published.remark }}</p>
-<details><summary>{{ chapter.published.summary }}</summary>{{ table(chapter.published.table, "") }}</details>
+<details><summary>{{ chapter.published.summary }}</summary>{{ table(chapter.published.table) }}</details>
 {{ up() }}{% endif %}
 {% if chapter.rows %}<h2 id="runs">Runs</h2>{% if archive %}<p class="quiet">A run is named by its folder below
  outputs/runs; its record lies in the <a href="{{ archive }}">archive</a>.</p>{% endif %}

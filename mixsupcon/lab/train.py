@@ -8,7 +8,7 @@ __all__ = ['compute_loss', 'device_of', 'resolve_device', 'net_for', 'optimizer_
            'resume', 'finish', 'progress_of', 'train', 'training_code', 'check_code', 'check_sizes', 'pretrain',
            'load_net', 'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #6715b0df
+# %% ../../nbs/lab/03_train.ipynb #fe259332
 import math, time
 from collections.abc import Mapping
 from contextlib import closing
@@ -27,8 +27,8 @@ from ..core.views import random_view
 from .data import Dataset, fingerprint
 from .progress import Pace, Progress, Trackers, report, shown, trackers_of, watched
 from .runs import (
-    RunError, checkpoints, code_changes, digest, load_checkpoint, log, open_run, pack, read_config, read_json, rewind,
-    save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
+    RunError, checkpoints, code_changes, data_name, digest, load_checkpoint, log, open_run, pack, read_config, read_json,
+    rewind, save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
 
 # %% ../../nbs/lab/03_train.ipynb #938227d6
 def device_of(cfg: Config) -> torch.device:
@@ -279,7 +279,7 @@ def check_sizes(cfg: Config, data: Dataset) -> None:
     instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
     require(not large, f"small crops are not smaller than the images' {side} pixels: {instead}")
 
-# %% ../../nbs/lab/03_train.ipynb #30378ed2
+# %% ../../nbs/lab/03_train.ipynb #643fc0e6
 def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,
              later: Mapping | None = None) -> Path:
     "The folder of a run, trained to the end as far as that is not done; `later`: fingerprints of the judging code."
@@ -296,7 +296,7 @@ def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float =
         else:
             visit(folder)
             learner, n = Learner(cfg, data, device_of(cfg)), len(images_to_learn(cfg, data)[0])
-            report(f"{cfg.method} on {n:,} images of {cfg.dataset}: {cfg.arch}, {cfg.epochs} epochs "
+            report(f"{cfg.method} on {n:,} images of {data_name(cfg)}: {cfg.arch}, {cfg.epochs} epochs "
                    f"(preset {cfg.preset}), {cfg.device}")
             totals, loss = train(cfg, learner, folder, data, identity(cfg, data_hash))
             finish(cfg, learner, folder, data, totals, loss)

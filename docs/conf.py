@@ -39,7 +39,6 @@ templates_path = ["_templates"]
 autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 add_module_names = False
 python_maximum_signature_line_length = 120
 

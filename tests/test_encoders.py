@@ -48,7 +48,7 @@ for folder in map(Path, sys.argv[1:]):
             if "mixsupcon" not in code:
                 scope = dict(images=images)
                 exec(code, scope)
-                made[f"block {i}"] = scope["net"](module.prepare(images))
+                made[f"block {i}"] = scope["net"](module.prepare(images)).contiguous()
     save_file(made, folder.parent/f"{folder.name}.features")
 """
 

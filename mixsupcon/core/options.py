@@ -337,7 +337,7 @@ def pieces(obj: Any) -> list:
         return [value for value in written if inspect.unwrap(value).__code__.co_filename != "<string>"]
     return [obj]
 
-# %% ../../nbs/core/00_options.ipynb #0b086ca9
+# %% ../../nbs/core/00_options.ipynb #7aa80615
 @cache
 def is_installed(file: str) -> bool:
     "Whether a module's file came with Python or was installed."
@@ -348,7 +348,7 @@ def is_ours(obj: Any) -> bool:
     "Whether an object is code of this package or of its user, and not of a library."
     if not isinstance(obj, (types.FunctionType, type)):
         return False
-    module = obj.__module__
+    module = obj.__module__ or ""
     if module.split(".")[0] in ("mixsupcon", "__main__"):
         return True
     file = getattr(sys.modules.get(module), "__file__", None)

@@ -6,7 +6,7 @@
 __all__ = ['models', 'TRIALS', 'require_name', 'require_source', 'read_own', 'try_at_usual_sizes', 'add_function', 'add_method',
            'register', 'find_plugin', 'tables', 'names_in_tables', 'execute', 'load_plugin']
 
-# %% ../../nbs/lab/07_extend.ipynb #43f6285a
+# %% ../../nbs/lab/07_extend.ipynb #116c99f1
 import hashlib, re, sys, types
 from collections.abc import Callable
 from functools import partial
@@ -15,14 +15,15 @@ from typing import Any
 
 from ..core.configure import PAPERS, SLOTS, configure, recipes, require_call, table_of
 from ..core.methods import METHOD_NAMES, METHODS, check_row, of
-from ..core.options import PLUGINS, ConfigError, Lazy, Plugin, code_of, module_source, project, require
+from ..core.options import (
+    PLUGINS, ConfigError, Lazy, Plugin, code_of, is_installed, module_source, project, require)
 from ..core.parts import attempt, in_words, make_encoder, try_method, try_mixer
 from ..core.strategies import Plain
 from .data import NORMALISATIONS, Dataset, check_parts
 
 models = Lazy("mixsupcon.core.models")
 
-# %% ../../nbs/lab/07_extend.ipynb #941c8a3f
+# %% ../../nbs/lab/07_extend.ipynb #79016ec9
 def require_name(name: str, what: str, known: tuple) -> None:
     "Refuse a name that is not lower snake case, or that the package has."
     fits = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)
@@ -34,11 +35,14 @@ def require_source(part: Any, what: str) -> None:
     function = part.func if isinstance(part, partial) else part
     plain = isinstance(function, (types.FunctionType, type)) and function.__name__ != "<lambda>"
     require(plain, f"the {what} must be a function that was written with def, or a class, not {part}")
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
     try:
-        code_of(part)
+        readable = code_of(part) or (file and is_installed(file))
     except (OSError, SyntaxError, TypeError):
+        readable = False
+    if not readable:
         raise ConfigError(f"the source of {what} {function.__name__} cannot be read, so a later change would go "
-                          "unnoticed: write it in a file or a notebook") from None
+                          "unnoticed: write it in a file or a notebook")
 
 # %% ../../nbs/lab/07_extend.ipynb #d7004030
 def read_own(name: str, function: Callable, data_dir: Any, image_size: int, download: str) -> Dataset:

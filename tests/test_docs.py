@@ -252,7 +252,7 @@ def expected_pages():
 
 @pytest.mark.slow
 def test_the_site(tmp_path):
-    "As `make docs` builds it: complete, without a dead link, and it asks the network for nothing; a warning is an error."
+    "As `make docs` builds it: complete, no dead link, and it asks the network for nothing; a warning is an error."
     root = tmp_path/"html"
     run([BIN/"sphinx-build", "-q", "-W", "--keep-going", "-d", tmp_path/"trees", ROOT/"docs", root], ROOT)
     site = {path: Links(path.read_text()) for path in root.rglob("*.html")}

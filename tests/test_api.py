@@ -180,3 +180,19 @@ def test_an_untrained_network_has_a_result(tmp_path):
     result = experiment("simclr", root=tmp_path, **QUICK | dict(epochs=0))
     assert len(result.log) == 0 and {"epoch", "loss"} <= {*result.log.columns}
     assert result.figures["curves"].axes and runs.read_log(result.folder) == [] and train.load_net(result.folder)
+
+
+@pytest.mark.slow
+def test_images_without_labels_have_a_result(tmp_path):
+    "No probe, no confusion matrix, no accuracy, and every other figure."
+    from PIL import Image
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    (tmp_path/"images").mkdir()
+    for i, image in enumerate(noise):
+        Image.fromarray(image).save(tmp_path/"images"/f"{i}.png")
+    given = QUICK | dict(dataset="folder", data_dir=str(tmp_path/"images"), batch_size=16, arch="resnet8")
+    result = experiment("simclr", root=tmp_path/"runs", **given)
+    assert result.accuracy is result.linear is None and list(result.figures) == ["views", "curves", "tsne"]
+    assert "alignment" in repr(result) and result.embed(noise).shape == (40, 64)
+    assert "no labels" in show_figure(result, "confusion").axes[0].texts[0].get_text()
+    assert show_figure(result, "tsne").data[:4] == b"\x89PNG" and not (result.folder/"confusion.png").exists()

@@ -200,10 +200,12 @@ class Result(Finished):
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.numbers.to_html(index=False, float_format='{:.4f}'.format)}"
 
-# %% ../../nbs/lab/06_experiment.ipynb #33d5fa84
+# %% ../../nbs/lab/06_experiment.ipynb #593687ed
 def show_figure(result: Result, name: str) -> Any:
     "Draw a figure into the run's folder, unless it lies there already; the picture, for a notebook."
     from IPython.display import Image
+    if name not in result.figures:
+        return draw_figure(result.folder, name)   # which says why there is none
     make_files(result, name)
     path, source = result.folder/f"{name}.png", figure_source(result.folder, name)
     if not is_drawn_from(path, source):
@@ -323,7 +325,7 @@ def run_to_probe(name: str = "", weights: str = "", dataset: str = "", arch: str
     path = project()/os.path.expanduser(weights)
     return evaluation.adopt(path, cfg, data_room.load_data(cfg), root)
 
-# %% ../../nbs/lab/06_experiment.ipynb #ab9508e2
+# %% ../../nbs/lab/06_experiment.ipynb #0097f743
 WEIGHTS = ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"   # a source with this end is a file, else a paper
 
 def describe_run(folder: Path) -> str:
@@ -335,7 +337,8 @@ def describe_run(folder: Path) -> str:
         return f"an encoder from {known['source']} ({cfg.arch}) on {data_name(cfg)}, taken over {when}"
     title = choose(METHODS, cfg.method, "method").title
     name = title if title.lower() == cfg.method else f"{title} ({cfg.method})"
-    return f"{name} on {data_name(cfg)}: {cfg.arch}, {cfg.epochs} epoch{'s'*(cfg.epochs != 1)}, seed {cfg.seed}, trained {when}"
+    epochs = f"{cfg.epochs} epoch{'s'*(cfg.epochs != 1)}"
+    return f"{name} on {data_name(cfg)}: {cfg.arch}, {epochs}, seed {cfg.seed}, trained {when}"
 
 def report_run(folder: Path, named: Any, what: str = "probing") -> None:
     "Say whose run is judged, on the terminal and in the notebook, and that it is the latest where none was named."
@@ -361,7 +364,7 @@ def missing_commands(runs: "pandas.DataFrame") -> "pandas.DataFrame":
         rows.append(dict(study=study, data=data, row=row, seeds=" ".join(map(str, seeds)), command=command))
     return pandas.DataFrame(rows, columns=["study", "data", "row", "seeds", "command"])
 
-# %% ../../nbs/lab/06_experiment.ipynb #ce0909ea
+# %% ../../nbs/lab/06_experiment.ipynb #21d6a22a
 def report_missing(runs: "pandas.DataFrame", notebook: str) -> Any:
     "Say how many planned runs there are, and show the missing ones with their commands; the table, for a notebook."
     table = missing_commands(runs)
@@ -372,7 +375,10 @@ def report_missing(runs: "pandas.DataFrame", notebook: str) -> Any:
     report(f"{len(runs) - missing} of {len(runs)} planned runs are complete; nothing is trained unless you ask for it")
     report(f"all that is missing, one run after another:   {notebook} -p missing run")
     report("one row alone: the commands in the notebook")
-    return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+    from IPython.display import HTML
+    left = {"text-align": "left", "white-space": "pre-wrap"}
+    style = table.style.hide(axis="index").set_uuid(digest(notebook.encode())).set_properties(**left)
+    return HTML(style.set_table_styles([dict(selector="th", props=[("text-align", "left")])]).to_html())
 
 # %% ../../nbs/lab/06_experiment.ipynb #cf786fa5
 def print_table(table: "pandas.DataFrame", *lines: str) -> "pandas.DataFrame":

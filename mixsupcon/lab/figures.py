@@ -295,7 +295,7 @@ def moved_apart(centres: "np.ndarray", halves: "np.ndarray", low: Any, high: Any
         centres = np.clip(centres + push.sum(1)/2, low + halves, high - halves)
     return centres
 
-# %% ../../nbs/lab/05_figures.ipynb #e2f07a6e
+# %% ../../nbs/lab/05_figures.ipynb #aa9429df
 def uncovering(ax: plt.Axes, centres: "np.ndarray", halves: "np.ndarray", groups: list) -> "np.ndarray":
     "The centres of labels, in pixels, of which those that would hide a whole group of points stand above it."
     centres = centres.copy()
@@ -307,7 +307,7 @@ def uncovering(ax: plt.Axes, centres: "np.ndarray", halves: "np.ndarray", groups
 
 def label_points(ax: plt.Axes, names: list, points: list, colours: list, size: float = 8,
                  beside: float | None = None, groups: list | None = None) -> None:
-    "Write names at points, of `groups` of points, or `beside` so many pixels, without overlap; a moved name has a line."
+    "Write names at points, of `groups` of points, or `beside` so many pixels, without overlap; a line if moved."
     texts = [ax.annotate(name, point, point, ha="center", va="center", fontsize=size, zorder=5, in_layout=False,
                          bbox=dict(boxstyle="round,pad=.15", fc="white", ec=colour, lw=.8, alpha=.85),
                          arrowprops=dict(arrowstyle="-", color=colour, lw=.8, shrinkA=0, shrinkB=0))

@@ -78,7 +78,6 @@ def check_make(words):
 def check_papermill(words):
     "The notebook is there and takes the parameters, with these values."
     from mixsupcon.core.configure import configure, owner_of
-    from papermill.utils import nb_kernel_name   # noqa: F401 (papermill is what reads these lines)
     import yaml
     paths = [word for word in words[1:] if word.endswith(".ipynb")]
     assert paths and (ROOT/paths[0]).exists(), words
@@ -86,8 +85,8 @@ def check_papermill(words):
     here = parameters_of(paths[0])
     for option in given.keys() - here:
         assert owner_of(option), option
-    if paths[0] == "nbs/run_experiment.ipynb":
-        free = {"repeats", "wait", "plugin"}
+    if paths[0] == "nbs/run_experiment.ipynb" and "plugin" not in given:
+        free = {"repeats", "wait"}
         configure(**{key: yaml.safe_load(value) for key, value in given.items() if key not in free})
 
 

@@ -8,12 +8,13 @@ __all__ = ['pd', 'PICTURES', 'ARCHIVE', 'SUMS', 'SHOWN', 'REPLACE', 'record_file
            'replaced', 'keep_strangers', 'runs_shown', 'shown_before', 'first_words', 'lost_rows', 'refuse_fewer',
            'write_figures', 'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end']
 
-# %% ../../nbs/report/05_publish.ipynb #be61df55
+# %% ../../nbs/report/05_publish.ipynb #66168217
 import ctypes, fcntl, hashlib, io, lzma, os, shutil, tarfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
+from ..core.configure import SCALES
 from ..core.options import Lazy, choose, project
 from ..lab.data import write
 from ..lab.runs import WEIGHTS, RunError, parse_json, runs_root, show_path
@@ -250,7 +251,7 @@ def other_folders(made: Results) -> "pd.DataFrame":
     rows = [(folder.name, reason) for folder, reason in made.foreign.items()]
     return pd.DataFrame(rows, columns=["folder", "in no table, because"])
 
-# %% ../../nbs/report/05_publish.ipynb #1fc43121
+# %% ../../nbs/report/05_publish.ipynb #55c1388d
 REPLACE = dict(
     equal="the last report is replaced if every run that it shows is there now",
     fewer="the last report is replaced, whatever it shows")
@@ -259,6 +260,7 @@ def write_report(scale: str, root: Path | None = None, out: Path | None = None, 
                  replace: str = "equal") -> tuple:
     "Write the report of a scale to `out`, or below outputs/report; its results, its figures, and where it is."
     from mixsupcon.lab.progress import report
+    choose(SCALES, scale, "scale")
     choose(REPLACE, replace, "replace")
     out = Path(out or project()/"outputs"/"report"/scale).resolve()
     with replaced(out) as new:

@@ -89,21 +89,21 @@ def watched(function: Callable) -> Callable:
         return result
     return watching
 
-# %% ../../nbs/lab/02_progress.ipynb #f2aa27b8
-def curve(points: list, line: str, epochs: int, width: int = 560, height: int = 170) -> str:
-    "The loss over epochs, as SVG, with `line` above it."
+# %% ../../nbs/lab/02_progress.ipynb #6e6f46e1
+def curve(points: list, line: str, width: int = 560, height: int = 170) -> str:
+    "The loss over epochs so far, as SVG, with `line` above it."
     points = points[::len(points)//200 + 1] + points[-1:]   # a picture of a few kB
     low, high = min(y for _, y in points), max(y for _, y in points)
-    left, top, right, bottom = 52, 30, width - 12, height - 22
+    left, top, right, bottom, end = 52, 30, width - 12, height - 22, points[-1][0]
     def place(x: float, y: float) -> str:
-        return f"{left + (right - left)*x/epochs:.1f},{bottom - (bottom - top)*(y - low)/((high - low) or 1):.1f}"
+        return f"{left + (right - left)*x/end:.1f},{bottom - (bottom - top)*(y - low)/((high - low) or 1):.1f}"
     def text(x: float, y: float, words: str, anchor: str) -> str:
         return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
     words = [text(4, 14, line, "start"), text(left - 6, top + 4, f"{high:.3g}", "end"),
              text(left - 6, bottom, f"{low:.3g}", "end"), text(left, height - 6, "0", "middle"),
-             text(right, height - 6, f"{epochs} epochs", "end")]
+             text(right, height - 6, f"epoch {end:.4g}", "end")]
     drawn = " ".join(place(x, y) for x, y in points)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" xml:space="preserve" '
             f'font-family="monospace" font-size="11" fill="#808080">{"".join(words)}'
             f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#808080"/>'
             f'<polyline points="{drawn}" fill="none" stroke="#1f77b4" stroke-width="1.5"/></svg>')
@@ -199,7 +199,7 @@ class Line:
         if self.display is not None:
             show_in_notebook(self.text, self.display)
 
-# %% ../../nbs/lab/02_progress.ipynb #6d1b33fb
+# %% ../../nbs/lab/02_progress.ipynb #c11cf263
 class TrainingLine(Line):
     "The line of a training, with the curve of its losses so far."
 
@@ -212,7 +212,7 @@ class TrainingLine(Line):
         pace, left = self.pace, self.pace.left()
         speed, past = self.views*pace.step/pace.steps/max(seconds, 1e-9), pace.now() - pace.start
         text = f"epoch {pace.epoch}/{pace.epochs}   {words}   {speed:,.0f} views/s   {clock(left)} left"
-        picture = (lambda: curve(self.points, text, pace.epochs)) if self.points and past > 5 and left > 1 else None
+        picture = (lambda: curve(self.points, text)) if self.points and past > 5 and left > 1 else None
         self.show(text, stay, pause_between_lines(past + left), picture)
 
 # %% ../../nbs/lab/02_progress.ipynb #84bcbd4b

@@ -8,7 +8,7 @@ __all__ = ['compute_loss', 'device_of', 'resolve_device', 'net_for', 'optimizer_
            'resume', 'finish', 'progress_of', 'train', 'training_code', 'check_code', 'check_sizes', 'pretrain',
            'load_net', 'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #fe259332
+# %% ../../nbs/lab/03_train.ipynb #016e1570
 import math, time
 from collections.abc import Mapping
 from contextlib import closing
@@ -27,8 +27,8 @@ from ..core.views import random_view
 from .data import Dataset, fingerprint
 from .progress import Pace, Progress, Trackers, report, shown, trackers_of, watched
 from .runs import (
-    RunError, checkpoints, code_changes, data_name, digest, load_checkpoint, log, open_run, pack, read_config, read_json,
-    rewind, save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
+    RunError, checkpoints, code_changes, data_name, digest, load_checkpoint, log, open_run, pack, read_config,
+    read_json, rewind, save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
 
 # %% ../../nbs/lab/03_train.ipynb #938227d6
 def device_of(cfg: Config) -> torch.device:

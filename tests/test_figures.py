@@ -114,6 +114,12 @@ def test_nothing_changes_for_the_user(tmp_path):
     assert dict(matplotlib.rcParams) == before and plt.get_fignums() == opened
 
 
+def test_a_reason_may_be_long(recwarn):
+    "It is shown whole, without a warning."
+    picture = figures.encode_figure(figures.draw_nothing("no run is complete yet: " + "words "*40), "png")
+    assert not recwarn.list and int.from_bytes(picture[16:20], "big") > 1500
+
+
 def test_drawing_a_run_takes_no_seaborn():
     "It costs a second, and only heat maps of studies need it."
     code = ("import sys; from mixsupcon.lab.figures import draw_confusion\n"

@@ -32,7 +32,7 @@ data_room, training, evaluation, figure_room, encoder_room = (
     Lazy(f"mixsupcon.lab.{name}") for name in ("data", "train", "evaluate", "figures", "encoders"))
 numpy, pandas, torch = (Lazy(name) for name in ("numpy", "pandas", "torch"))
 
-# %% ../../nbs/lab/06_experiment.ipynb #fe3ba9e3
+# %% ../../nbs/lab/06_experiment.ipynb #4d780203
 def figure_files(name: str) -> list[str]:
     "The files in a run's folder that a figure is drawn from."
     maps = [f"{how}.json" for how in ("tsne", "umap") if how != "umap" or find_spec("umap")]
@@ -51,7 +51,8 @@ def draw_figure(folder: Path, name: str, path: Path | None = None, source: str |
         return figure_room.draw_curves(folder, path, source)
     if name == "confusion":
         return figure_room.draw_confusion(linear_result(folder), path, source)
-    results = {Path(file).stem: read_json(folder/file) for file in figure_files(name)}
+    titles = {"tsne.json": "t-SNE of the test images", "umap.json": "UMAP of the test images"}
+    results = {titles[file]: read_json(folder/file) for file in figure_files(name)}
     return figure_room.draw_tsne(results, path, source=source)
 
 # %% ../../nbs/lab/06_experiment.ipynb #c881f9b7

@@ -126,11 +126,12 @@ def save_figure(fig: plt.Figure, path: Path | str | None = None, source: str | N
         write(Path(path), encode_figure(fig, Path(path).suffix.removeprefix(".").lower(), source))
     return fig
 
-# %% ../../nbs/lab/05_figures.ipynb #c63b9a2c
+# %% ../../nbs/lab/05_figures.ipynb #16867bb4
 @plt.rc_context(STYLE)
 def draw_nothing(reason: str = "nothing to compare yet: too few runs are complete") -> plt.Figure:
     "A figure that says why it is none."
     fig, axes = panels(1, 1, 3.4, .5)
+    fig.set_layout_engine("none")   # a sentence may be wider than the figure
     axes[0, 0].set_axis_off()
     axes[0, 0].text(0, .5, reason)
     return save_figure(fig)

@@ -72,6 +72,15 @@ def test_help_lists_every_parameter():
         assert re.search(rf"^  {name}: \w+ \(default \S+\)\s+\S", done.stdout, re.M), name
 
 
+def test_the_notebook_names_every_method_and_recipe():
+    "Its two tables hold them all, and nothing that is not there."
+    from mixsupcon.core.configure import recipes
+    from mixsupcon.core.methods import METHODS
+    cells = json.loads((ROOT/"nbs"/"run_experiment.ipynb").read_text())["cells"]
+    table = "\n".join(line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("|"))
+    assert {*re.findall(r"`(\w+)`", table)} == {*METHODS, *recipes()}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     "A project in which the command has run once: the project, what papermill said, and the run folder."

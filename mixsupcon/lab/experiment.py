@@ -402,13 +402,14 @@ def unlabelled_hint(folder: Path) -> str:
     return ("no labels, so no linear probe; on labelled images:\n"
             f"papermill nbs/linear_eval.ipynb {where} -p dataset folder -p data_dir DIR")
 
-# %% ../../nbs/lab/06_experiment.ipynb #80b1e6d5
+# %% ../../nbs/lab/06_experiment.ipynb #3aac82e3
 def print_result(folders: list) -> "pandas.DataFrame":
     "Show the numbers of a run, or of its seeds, in the notebook and on the terminal, with the paths."
     first, metrics = folders[0], read_json(folders[0]/"metrics.json")
     table = Result(first).numbers if len(folders) == 1 else over_seeds(folders)
     spent = clock(metrics["seconds"])
-    cost = f"{metrics['epochs']} epochs, {metrics['images_seen']:,} images seen, {spent} of training"
+    epochs = f"{metrics['epochs']} epoch{'s'*(metrics['epochs'] != 1)}"
+    cost = f"{epochs}, {metrics['images_seen']:,} images seen, {spent} of training"
     figures = [f"figure             {show_path(path)}" for path in sorted(first.glob("*.png"))]
     figures += [] if linear_result(first) else [unlabelled_hint(first)]
     paths = [f"run folder         {show_path(folder)}" for folder in folders]

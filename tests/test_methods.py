@@ -1,14 +1,17 @@
 "Every loss against naive loops that somebody wrote from the formulas alone, and against other libraries'."
+import math
+
 import numpy as np
 import oracle
 import oracle_methods as naive
 import pytest
 import torch
-from mixsupcon.core.losses import sinkhorn, whitened
-from mixsupcon.core.methods import begin_step, input_mixed, loss_of
-from mixsupcon.core.mixers import draw_mixer, mix
-from mixsupcon.core.models import momentum_keys, update_state
-from mixsupcon.core.options import stream
+from mixsupcon.core.configure import configure
+from mixsupcon.core.losses import sinkhorn, supcon, whitened
+from mixsupcon.core.methods import METHODS, begin_step, input_mixed, loss_of
+from mixsupcon.core.mixers import MIXERS, PARTNERS, draw_mixer, mix
+from mixsupcon.core.models import SupConLoss, momentum_keys, update_state
+from mixsupcon.core.options import refused, stream
 from mixsupcon.core.strategies import odds_of
 from mixsupcon.lab.evaluate import frechet
 from small import build, owned, small
@@ -433,3 +436,86 @@ def test_simclr_is_pytorch_metric_learnings():
     case = Case("simclr")
     z = torch.cat([case.net(v1), case.net(v2)])
     assert close(case.ours(), losses.NTXentLoss(temperature=.2)(z, torch.arange(N).repeat(2)).item())
+
+
+# ---- SupContrast's arguments, and its formula written as loops
+
+def supcontrast(z, mask, tau, base, one):
+    "SupContrast's loss of unit features z[i][view]: anchors are all rows, or with `one` those of view 1."
+    rows = [(i, v) for v in range(z.shape[1]) for i in range(len(z))]
+    losses = []
+    for i, v in rows:
+        if one and v:
+            continue
+        others = [(j, u) for j, u in rows if (j, u) != (i, v)]
+        total = sum(math.exp(z[i, v] @ z[j, u]/tau) for j, u in others)
+        terms = [mask[i, j]*(z[i, v] @ z[j, u]/tau - math.log(total)) for j, u in others]
+        mass = sum(mask[i, j] for j, u in others)
+        losses.append(-tau/base*sum(terms)/mass if mass > 1e-6 else torch.zeros(()))
+    return float(sum(losses))/len(losses)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["all", "one"])
+@pytest.mark.parametrize("kind", ["labels", "none", "mask", "one way", "soft", "nobody"])
+def test_supcon_is_supcontrasts(kind, mode, views):
+    gen = stream(0, kind)
+    z = F.normalize(torch.randn(7, views, 5, generator=gen, dtype=torch.float64), dim=2)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    same = (labels[:, None] == labels).double()
+    mask = dict(none=torch.eye(7).double(), soft=torch.rand(7, 7, generator=gen, dtype=torch.float64),
+                nobody=same - torch.eye(7)).get(kind, same.tril() if kind == "one way" else same)
+    given = dict(labels=labels) if kind == "labels" else {} if kind == "none" and views > 1 else dict(mask=mask)
+    expected = supcontrast(z, mask, .2, .07, mode == "one")
+    assert close(SupConLoss(.2, mode, .07)(z, **given).item(), expected)
+    if mode == "all" and (views > 1 or kind != "labels"):   # alone, an image of a class of its own is not counted
+        assert close(supcon(z, tau=.2, base_tau=.07, **given).item(), expected)
+    assert close(SupConLoss(.2, mode, .07)(2*z, **given).item(), expected)   # rows are made unit
+
+
+def test_supcon_says_what_is_wrong():
+    z, y = torch.randn(4, 2, 3), torch.arange(4)
+    for call, sentence in (
+            (lambda: supcon(z, y, mask=torch.eye(4)), "pass one of them"),
+            (lambda: supcon(z, mask=torch.eye(8)), r"mask must be \(4, 4\)"),
+            (lambda: supcon(z, mask=-torch.eye(4)), "at least 0"),
+            (lambda: SupConLoss()(z[:, 0], y), r"torch.stack\(\[z1, z2\], 1\)"),
+            (lambda: SupConLoss()(z, y[:3]), "one for each image")):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    assert torch.equal(SupConLoss()(z, y[:, None]), SupConLoss()(z, y))   # a column of labels, as SupContrast takes
+
+
+# ---- mix in anybody's loop
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_alpha_0_mixes_nothing(mixer):
+    "Neither in `mix`, for any partner and λ, nor as an option, which names the one that does it."
+    for partner in PARTNERS:
+        for lam_per in ("sample", "batch"):
+            x, w = mix(v1, v2, stream(0, "mix"), mixer, 0, lam_per, partner)
+            assert torch.equal(x, v1) and torch.equal(w, torch.eye(N))
+    assert mix(v1, v2, stream(0, "mix"), mixer, 1e-3)[0].isfinite().all()
+    assert "for no mixing pass mixer none" in refused(configure, "mixsupcon", mixer=mixer, alpha=0)
+
+
+@pytest.mark.parametrize("wrong", [
+    (v1,), (v1, y), (v1, y, 0), (y, v1, stream(0, "mix")), (v1, stream(0, "mix")), (v1, v2), (v1, v2, 0),
+    (v1, v2[:3], stream(0, "mix")), (v1.numpy(), v2, stream(0, "mix")), (v1, v2, stream(0, "mix"), "mixup", -1),
+    (v1, v2, stream(0, "mix"), "mixup", math.nan), (v1, v2, stream(0, "mix"), "mixup", math.inf)])
+def test_a_wrong_argument_of_mix_is_a_sentence(wrong):
+    sentence = refused(mix, *wrong)
+    assert "must be" in sentence and "\n" not in sentence
+    assert "w @ labels" in refused(mix, v1, v2, stream(0, "mix"), labels=y)
+
+
+def test_titles():
+    "As papers call them: by goal and strategy, and no two alike."
+    titles = {name: row.title for name, row in METHODS.items()}
+    assert len({*titles.values()}) == len(titles) and all(titles.values())
+    expected = dict(moco_imix="MoCo v2 + i-Mix", simclr="SimCLR", supcon="SupCon", mixsupcon="MixSupCon",
+                    wmse4_unmix="W-MSE 4 + Un-Mix", simclr_imix="SimCLR + i-Mix", byol_unmix="BYOL + Un-Mix")
+    assert {name: titles[name] for name in expected} == expected
+    for name, row in METHODS.items():
+        if row.base in METHODS and name != row.base:
+            assert titles[name].startswith(titles[row.base]), name

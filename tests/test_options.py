@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
-from mixsupcon.core.configure import configure
+from mixsupcon.core.configure import configure, options as listed
 from mixsupcon.core.methods import METHODS, all_owners
 from mixsupcon.core.options import Refusal, gathered, identity, idle, options, refused, values
 from mixsupcon.core.recipe import PROBES
@@ -173,3 +173,22 @@ def test_names_are_unique_within_a_method():
 def test_at_least_as_many_pairs_as_before():
     pairs = sum(len(OWNERS.keys() - owned(method).keys()) for method in METHODS)
     assert pairs > 491 and draw(small("wmse4"))[0][3].shape == (12, 3, 8, 8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_are_listed_with_all_that_is_to_know(method):
+    "A row for each, whose default can be set, with its value in this run, its range and its meaning."
+    table = listed(method)
+    assert [*table.columns] == ["owner", "value", "default", "allowed", "meaning"]
+    assert {*table.index} == {*values(configure(method))} and table.index.is_unique
+    assert table.allowed.ne("").all() and table.meaning.ne("").all()
+    assert table.value.to_dict() == values(configure(method))
+    assert {*table.index[table.meaning.str.contains("now without effect")]} == {*idle(configure(method))}
+
+
+def test_help_lists_the_options_of_every_method():
+    shared = set.intersection(*({*values(configure(method))} for method in METHODS))
+    text = configure.__doc__
+    assert not [name for name in shared if f" {name} = " not in text]
+    assert 'options("moco_imix")' in text and "epochs = 1000" in text and "0 to 1,000,000" in text
+    assert "LARS (with optimizer=lars)" in text and "lars_trust = 0.001" in text

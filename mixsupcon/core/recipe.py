@@ -47,13 +47,13 @@ class OwnImages:
 
 Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
-# %% ../../nbs/core/05_recipe.ipynb #62808173
+# %% ../../nbs/core/05_recipe.ipynb #5e50d43c
 ARCH_NAMES = ("resnet8", "resnet18", "resnet18_pool", "bottleneck18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 @dataclass(frozen=True)
 class Encoder:
     "The network that makes features."
-    arch: Words("mixsupcon.core.models", "BACKBONES", *ARCH_NAMES) = "resnet18"   # its architecture
+    arch: Words("mixsupcon.core.models", "BACKBONES", *ARCH_NAMES) = "resnet18"   # its architecture; timm:NAME is a model of timm
     bn_splits: whole(1, 10**4) = 1   # groups that batch norm treats apart, as several GPUs would
     zero_init: YesNo = "no"   # the last batch norm of each residual block starts at 0
 

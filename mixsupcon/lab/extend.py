@@ -145,12 +145,12 @@ def names_in_tables() -> set:
     names = {(option, name) for option, table in tables().items() for name in table}
     return names | {("preset", name) for name in recipes()}
 
-# %% ../../nbs/lab/07_extend.ipynb #02b2f7ca
+# %% ../../nbs/lab/07_extend.ipynb #4be73cde
 def execute(file: Path, text: bytes) -> None:
     "Execute a user's file as a module of its own, its folder being where it imports from."
     name = f"plugin_{file.stem}"
-    other = getattr(sys.modules.get(name), "__file__", str(file))
-    require(other == str(file), f"another plugin called {file.stem} is loaded, {other}: rename one of them")
+    others = [path for path in PLUGINS if Path(path).stem == file.stem and path != str(file)]
+    require(not others, f"another plugin called {file.stem} is loaded, {''.join(others)}: rename one of them")
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(file)
     if str(file.parent) not in sys.path:

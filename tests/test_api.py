@@ -1,4 +1,4 @@
-"Python, as the README says it: an experiment's numbers, log, figures and encoder, and names that cost nothing to import."
+"Python, as the README says it: an experiment's numbers, log, figures and encoder; names that cost nothing to import."
 import re
 import subprocess
 import sys
@@ -148,7 +148,8 @@ def test_an_encoder_is_exported(result, tmp_path):
 
 def test_whose_run_it_is(result):
     words = describe_run(result.folder)
-    assert words.startswith("MixSupCon on digits: resnet8, 1 epoch, seed 0, trained ") and re.search(r"\d\d:\d\d$", words)
+    assert words.startswith("MixSupCon on digits: resnet8, 1 epoch, seed 0, trained ")
+    assert re.search(r" \d{4}, \d\d:\d\d$", words)
 
 
 def test_a_missing_run_has_a_command_that_makes_it(tmp_path):

@@ -189,7 +189,8 @@ def test_bad_parameters(project, given, sentence):
 
 @pytest.mark.parametrize("given, sentence", [
     (dict(method=5), "unknown method 5"), (dict(epochs=-1), "epochs must lie between"),
-    (dict(epochs="3"), "epochs must be an int"), (dict(alpha=0.), "alpha must be above 0"), (dict(alpha=-1), "alpha must lie"),
+    (dict(epochs="3"), "epochs must be an int"), (dict(alpha=0.), "alpha must be above 0"),
+    (dict(alpha=-1), "alpha must lie"),
     (dict(alpha=float("nan")), "alpha must be finite"), (dict(tau=0), "tau must lie"),
     (dict(dataset="mnist"), "unknown dataset 'mnist'"), (dict(mixer="mixdown"), "unknown mixer"),
     (dict(arch="resnet9"), "unknown arch"), (dict(batch_size=0), "batch_size must lie"),

@@ -230,6 +230,11 @@ def test_what_a_data_set_returns_is_looked_at_before_training(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_data_of_ones_own_have_the_preset_of_a_folder():
+    register("mine", dataset=pairs)
+    assert configure("supcon", dataset="mine").preset == configure("supcon", dataset="folder").preset == "own_images"
+
+
 def test_an_encoder_for_large_images_may_refuse_small_ones(tmp_path):
     register("large", encoder=large)
     said = refused(experiment, "simclr", tmp_path, **QUICK | dict(arch="large"))

@@ -53,7 +53,7 @@ ARCH_NAMES = ("resnet8", "resnet18", "resnet18_pool", "bottleneck18", "resnet34"
 @dataclass(frozen=True)
 class Encoder:
     "The network that makes features."
-    arch: Words("mixsupcon.core.models", "BACKBONES", *ARCH_NAMES) = "resnet18"   # its architecture; timm:NAME is a model of timm
+    arch: Words("mixsupcon.core.models", "BACKBONES", *ARCH_NAMES) = "resnet18"   # its architecture; or timm:NAME
     bn_splits: whole(1, 10**4) = 1   # groups that batch norm treats apart, as several GPUs would
     zero_init: YesNo = "no"   # the last batch norm of each residual block starts at 0
 

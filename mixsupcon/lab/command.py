@@ -683,7 +683,7 @@ COMMANDS = {
     "runs disk": Command("disk use by method and data", takes_groups, print_disk_use),
     "export": Command("an encoder to take away, with a model card", takes_export, export_encoder),
     "methods": Command("the methods, with their papers' names", takes_rows, print_methods),
-    "options": Command("what a method can be told", takes_method, print_options)}
+    "options": Command("the options of a method, with their meaning", takes_method, print_options)}
 
 PROGRAM = "python -m mixsupcon"
 

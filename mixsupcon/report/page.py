@@ -20,7 +20,7 @@ from ..core.methods import METHODS
 from ..core.options import Lazy, gathered, idle, values
 from ..lab.runs import read_json
 from .studies import attempt, base_of, chapters, completeness, counted, missing_runs
-from .tables import COLUMNS, Results, published_table, results, slug, table_files, unique_names
+from .tables import COLUMNS, Results, published_table, slug, table_files, unique_names
 
 pd = Lazy("pandas")
 

@@ -75,7 +75,8 @@ def test_words_that_are_refused_without_torch_are_in_no_table():
 def test_a_refusal_in_a_cell_is_one_sentence_too(project_copy):
     "Known only with the data: the executed notebook is there, with the sentence in it."
     done = run(project_copy, NOTEBOOK, *"-p dataset cifar10 -p data_dir nowhere".split())
-    lines = [line for line in done.stderr.splitlines() if "otebook" not in line]
+    late = "KeyboardInterrupt caught in kernel"   # Jupyter's own, now and then, when it ends a kernel on a busy machine
+    lines = [line for line in done.stderr.splitlines() if "otebook" not in line and late not in line]
     assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("DataError: CIFAR10 is not in"), done.stderr
     executed, = (project_copy/"outputs"/"notebooks").iterdir()
     assert "DataError" in executed.read_text() and "WARNING" not in done.stderr

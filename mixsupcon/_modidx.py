@@ -975,6 +975,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.run_all': ( 'lab/experiment.html#run_all',
                                                                                 'mixsupcon/lab/experiment.py'),
+                                          'mixsupcon.lab.experiment.run_lines': ( 'lab/experiment.html#run_lines',
+                                                                                  'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.run_missing': ( 'lab/experiment.html#run_missing',
                                                                                     'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.run_one': ( 'lab/experiment.html#run_one',

@@ -7,7 +7,7 @@ __all__ = ['data_room', 'training', 'evaluation', 'figure_room', 'encoder_room',
            'figure_files', 'linear_result', 'draw_figure', 'make_files', 'figure_source', 'is_drawn_from', 'Figures',
            'image_tensor', 'Finished', 'Result', 'show_figure', 'save_figures', 'data_of', 'judging_code', 'run_one',
            'experiment', 'describe_done', 'run_all', 'run_seeds', 'run_missing', 'draw_run', 'run_to_probe',
-           'describe_run', 'report_run', 'command_of', 'missing_commands', 'report_missing', 'print_table',
+           'describe_run', 'run_lines', 'report_run', 'command_of', 'missing_commands', 'report_missing', 'print_table',
            'over_seeds', 'unlabelled_hint', 'print_result']
 
 # %% ../../nbs/lab/06_experiment.ipynb #e04fec48
@@ -326,7 +326,7 @@ def run_to_probe(name: str = "", weights: str = "", dataset: str = "", arch: str
     path = project()/os.path.expanduser(weights)
     return evaluation.adopt(path, cfg, data_room.load_data(cfg), root)
 
-# %% ../../nbs/lab/06_experiment.ipynb #0097f743
+# %% ../../nbs/lab/06_experiment.ipynb #0a93c0c0
 WEIGHTS = ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"   # a source with this end is a file, else a paper
 
 def describe_run(folder: Path) -> str:
@@ -341,10 +341,14 @@ def describe_run(folder: Path) -> str:
     epochs = f"{cfg.epochs} epoch{'s'*(cfg.epochs != 1)}"
     return f"{name} on {data_name(cfg)}: {cfg.arch}, {epochs}, seed {cfg.seed}, trained {when}"
 
+def run_lines(folder: Path, named: Any, what: str = "probing") -> list[str]:
+    "Two lines: whose run is judged, and its folder, with a word if it is the latest because none was named."
+    return [f"{what} {describe_run(folder)}", f"run folder {show_path(folder)}" + (", the latest" if not named else "")]
+
 def report_run(folder: Path, named: Any, what: str = "probing") -> None:
-    "Say whose run is judged, on the terminal and in the notebook, and that it is the latest where none was named."
-    report(f"{what} {describe_run(folder)}")
-    report(f"run folder {show_path(folder)}" + (", the latest" if not named else ""))
+    "Say whose run is judged, on the terminal and in the notebook."
+    for line in run_lines(folder, named, what):
+        report(line)
 
 # %% ../../nbs/lab/06_experiment.ipynb #f4104442
 def command_of(settings: dict, seed: int = 0, repeats: int = 1) -> str:

@@ -296,8 +296,8 @@ def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float =
         else:
             visit(folder)
             learner, n = Learner(cfg, data, device_of(cfg)), len(images_to_learn(cfg, data)[0])
-            report(f"{cfg.method} on {n:,} images of {data_name(cfg)}: {cfg.arch}, {cfg.epochs} epochs "
-                   f"(preset {cfg.preset}), {cfg.device}")
+            epochs = f"{cfg.epochs} epoch{'s'*(cfg.epochs != 1)} (preset {cfg.preset})"
+            report(f"{cfg.method} on {n:,} images of {data_name(cfg)}: {cfg.arch}, {epochs}, {cfg.device}")
             totals, loss = train(cfg, learner, folder, data, identity(cfg, data_hash))
             finish(cfg, learner, folder, data, totals, loss)
     finally:

@@ -1,5 +1,6 @@
 "Own parts: what each lacks is one sentence before training; what has nothing to lack is trained, named and noticed."
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ class Margin(Goal):
     margin: Share = .2   # taken from the similarity of the positive
 
     def loss(self, step, q, k):
-        return infonce(q, k, self.tau) + self.margin/self.tau
+        loss, gap = infonce(q, k, self.tau), self.margin/self.tau
+        p = torch.exp(-loss)   # of the positive; with its logit lowered by the gap, it is p e⁻ᵍ / (p e⁻ᵍ + 1 - p)
+        return loss + gap + torch.log1p(p*math.expm1(-gap))
 
 
 class Undecorated(SimCLR):
@@ -265,6 +268,22 @@ def test_options_of_own_classes_are_listed_checked_and_named():
     assert read(json.loads(json.dumps(record(cfg)))) == cfg
 
 
+def test_the_margin_of_the_tutorial_is_one():
+    "The positive's logit is lowered in numerator and denominator; without margin it is InfoNCE; the gradient changes."
+    q, k = nn.functional.normalize(torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)), dim=2).double()
+    gradients = []
+    for margin in (0., .2, .5):
+        q.requires_grad_()
+        table = Margin(margin=margin).loss(None, q, k)
+        logits = q @ k.T/.1
+        lowered = [logits - margin/.1*nn.functional.one_hot(torch.tensor(j), 6) for j in range(6)]
+        by_hand = torch.stack([-own.log_softmax(1)[:, j] for j, own in enumerate(lowered)], 1)
+        assert torch.allclose(table, by_hand, atol=1e-10)
+        gradients += torch.autograd.grad(table.diag().mean(), q)
+        assert margin or torch.equal(table, infonce(q, k, .1))
+    assert not any(torch.allclose(gradients[0], other) for other in gradients[1:])
+
+
 def test_code_of_a_method_that_was_not_registered_counts_too():
     "Whatever module of the user's it is in."
     METHODS["mine"] = of(Margin, UnMix)
@@ -382,7 +401,7 @@ def test_a_file_is_named_in_the_record_of_runs_that_use_it(plugin):
         assert "plugins" not in record(configure("mixsupcon"))
         kept = dict(METHODS), dict(MIXERS)
         del METHODS["scaled"], MIXERS["cut_half"]
-        sentence = "but of my_methods.py: pass -p plugin my_methods.py to the notebook, or call load_plugin first"
+        sentence = "but of my_methods.py: pass -p plugin my_methods.py to the notebook, --plugin my_methods.py to a command"
         assert sentence in refused(read, saved)
         METHODS.update(kept[0])
         MIXERS.update(kept[1])

@@ -375,10 +375,11 @@ def require_loaded(saved: dict, plugins: list) -> None:
         return
     what = " and ".join(f"{option} {name!r}" for option, name in missing)
     no = "are" if len(missing) > 1 else "is"
-    files = " ".join(plugin["file"] for plugin in plugins)
-    how = f"pass -p plugin {files} to the notebook, or call load_plugin first" if files else (
-        "register it again, as the notebook or script did that made the run")
-    raise ConfigError(f"its {what} {no} not of this package{f', but of {files}' if files else ''}: {how}")
+    files, again = " ".join(plugin["file"] for plugin in plugins), "as the notebook or script did that made the run"
+    if not files:
+        raise ConfigError(f"its {what} {no} not of this package: register it again, {again}")
+    how = f"pass -p plugin {files} to the notebook, --plugin {files} to a command, or call load_plugin first"
+    raise ConfigError(f"its {what} {no} not of this package, but of {files}: {how}")
 
 # %% ../../nbs/core/10_configure.ipynb #ee11556d
 def read(saved: dict) -> Config:

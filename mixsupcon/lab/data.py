@@ -592,6 +592,7 @@ def decode(path: str, image_size: int = 0) -> "torch.Tensor":
         check_size(path, (PIXELS, PIXELS), image_size)
     except (OSError, SyntaxError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        why = "it is no image" if why.startswith("cannot identify") else why   # which would name the file again
         raise BadImage(f"{path} cannot be decoded: {why}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

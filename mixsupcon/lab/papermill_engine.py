@@ -6,7 +6,7 @@
 __all__ = ['QUESTIONS', 'WITHOUT_VALUE', 'EXAMPLES', 'READ_ELSEWHERE', 'STOPPED', 'split_command', 'project_of', 'notebook_of',
            'output_path', 'Parameter', 'code_of_notebook', 'declared', 'value_of', 'given_values', 'check_words',
            'check_parameters', 'describe_parameter', 'grouped', 'help_text', 'show_error', 'is_papermill',
-           'help_or_refuse', 'complete_command', 'kernel_class', 'Stops', 'stop_sentence', 'Engine']
+           'help_or_refuse', 'make_place', 'complete_command', 'kernel_class', 'Stops', 'stop_sentence', 'Engine']
 
 # %% ../../nbs/lab/10_papermill_engine.ipynb #6666b490
 import ast, atexit, difflib, json, os, re, signal, sys, textwrap
@@ -208,7 +208,17 @@ def help_or_refuse(argv: list, notebook: Path) -> None:
             print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
             raise SystemExit(2) from None
 
-# %% ../../nbs/lab/10_papermill_engine.ipynb #20000289
+# %% ../../nbs/lab/10_papermill_engine.ipynb #06a41ef3
+def make_place(path: Path) -> None:
+    "Make the folder of the executed notebook, or exit with a sentence."
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        print(f"cannot write in {path.parent}: name the executed notebook behind the first, "
+              "papermill NOTEBOOK EXECUTED.ipynb ...", file=sys.stderr)
+        raise SystemExit(2)
+
+# %% ../../nbs/lab/10_papermill_engine.ipynb #1919f47b
 def complete_command(argv: list) -> None:
     "Append to papermill's command line what this project's notebooks need: output path and engine."
     with suppress(Exception):
@@ -222,7 +232,7 @@ def complete_command(argv: list) -> None:
         argv += [] if "--engine" in words else ["--engine", "mixsupcon"]
         argv += [] if {"--progress-bar", "--no-progress-bar"} & words or sys.stderr.isatty() else ["--no-progress-bar"]
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_place(path)
             argv.append(str(path))
             near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             atexit.register(lambda: print(f"notebook           {near}", file=sys.stderr) if path.exists() else None)

@@ -1008,6 +1008,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mixsupcon.lab.figures': { 'mixsupcon.lab.figures.Drawing': ('lab/figures.html#drawing', 'mixsupcon/lab/figures.py'),
                                        'mixsupcon.lab.figures.Drawing.savefig': ( 'lab/figures.html#drawing.savefig',
                                                                                   'mixsupcon/lab/figures.py'),
+                                       'mixsupcon.lab.figures.accuracy_beside': ( 'lab/figures.html#accuracy_beside',
+                                                                                  'mixsupcon/lab/figures.py'),
                                        'mixsupcon.lab.figures.characters_of': ( 'lab/figures.html#characters_of',
                                                                                 'mixsupcon/lab/figures.py'),
                                        'mixsupcon.lab.figures.class_styles': ('lab/figures.html#class_styles', 'mixsupcon/lab/figures.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'LINES', 'Drawing', 'panels', 'row_style', 'shorten', 'characters_of', 'font_with',
            'warn_of_boxes', 'printable', 'with_fonts', 'encode_figure', 'save_figure', 'draw_nothing', 'draw_images',
-           'draw_views', 'saved_views', 'draw_saved_views', 'epochs_below', 'draw_curve', 'draw_curves',
+           'draw_views', 'saved_views', 'draw_saved_views', 'epochs_below', 'percent_axis', 'draw_curve', 'draw_curves',
            'draw_learning_curves', 'draw_probes', 'draw_matrix', 'frequent_confusions', 'draw_confusion', 'moved_apart',
            'uncovering', 'label_points', 'class_styles', 'densest', 'draw_classes', 'feature_phrase', 'draw_tsne']
 
@@ -126,10 +126,10 @@ def save_figure(fig: plt.Figure, path: Path | str | None = None, source: str | N
         write(Path(path), encode_figure(fig, Path(path).suffix.removeprefix(".").lower(), source))
     return fig
 
-# %% ../../nbs/lab/05_figures.ipynb #16867bb4
+# %% ../../nbs/lab/05_figures.ipynb #0823f6c8
 @plt.rc_context(STYLE)
 def draw_nothing(reason: str = "nothing to compare yet: too few runs are complete") -> plt.Figure:
-    "A figure that says why it is none."
+    "An empty figure with the reason."
     fig, axes = panels(1, 1, 3.4, .5)
     fig.set_layout_engine("none")   # a sentence may be wider than the figure
     axes[0, 0].set_axis_off()
@@ -175,12 +175,20 @@ def draw_saved_views(folder: Path, path: Path | None = None, source: str | None 
     rows, captions = saved_views(folder)
     return save_figure(draw_images(rows, {list(rows)[-1]: captions}), path, source)
 
-# %% ../../nbs/lab/05_figures.ipynb #8a493696
+# %% ../../nbs/lab/05_figures.ipynb #66d426b3
 def epochs_below(ax: plt.Axes, n: int) -> None:
     "Mark whole epochs on the axis, also where there is but one."
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if n == 1:
         ax.set(xlim=(.5, 1.5), xticks=[1])
+
+def percent_axis(ax: plt.Axes) -> None:
+    "End an axis of accuracies in percent at 100.5, and let it span at least 2 points."
+    low, high = ax.dataLim.intervaly
+    if np.isfinite([low, high]).all():   # else nothing is drawn
+        pad = max(.05*(high - low), 1 - .5*(high - low))
+        top = min(high + pad, 100.5)
+        ax.set_ylim(min(low - pad, top - 2), top)
 
 def draw_curve(ax: plt.Axes, values: list, title: str, x: str, colour: str) -> None:
     "Draw one quantity by epoch, counted from 1; a single epoch is a point."
@@ -199,9 +207,10 @@ def draw_curves(folder: Path, path: Path | None = None, source: str | None = Non
         draw_curve(ax, [row[key] for row in rows], title, "epoch", COLOURS[0])
     if accuracy:
         draw_curve(axes[0, 2], accuracy, "linear probe, test accuracy (%)", "probe epoch", COLOURS[3])
+        percent_axis(axes[0, 2])
     return save_figure(fig, path, source)
 
-# %% ../../nbs/lab/05_figures.ipynb #741f9de4
+# %% ../../nbs/lab/05_figures.ipynb #c9e9fd76
 @plt.rc_context(STYLE)
 def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> plt.Figure:
     "Training loss of several runs by epoch, and the accuracy of their probes; of an unfinished one as far as it goes."
@@ -216,10 +225,11 @@ def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> 
     for ax, x, y in zip(axes[0], ("epoch", "probe epoch"), ("training loss", "test accuracy (%)")):
         ax.set(xlabel=x, ylabel=y)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    percent_axis(axes[0, 1])
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(folders) > 3 else 1)
     return save_figure(fig, path)
 
-# %% ../../nbs/lab/05_figures.ipynb #eb76d15e
+# %% ../../nbs/lab/05_figures.ipynb #f4910cd9
 @plt.rc_context(STYLE)
 def draw_probes(results: dict, path: Path | None = None) -> plt.Figure:
     "Test accuracy after each epoch of the linear probes `{name: result}`."
@@ -230,6 +240,7 @@ def draw_probes(results: dict, path: Path | None = None) -> plt.Figure:
         axes[0, 0].plot(range(1, len(curve) + 1), curve, label=f"{name}: {curve[-1]:.1f}", **style)
     axes[0, 0].set(xlabel="probe epoch", ylabel="test accuracy (%)")
     epochs_below(axes[0, 0], max(len(result["curve"]) for result in results.values()))
+    percent_axis(axes[0, 0])
     axes[0, 0].legend()
     return save_figure(fig, path)
 
@@ -296,13 +307,15 @@ def moved_apart(centres: "np.ndarray", halves: "np.ndarray", low: Any, high: Any
         centres = np.clip(centres + push.sum(1)/2, low + halves, high - halves)
     return centres
 
-# %% ../../nbs/lab/05_figures.ipynb #aa9429df
+# %% ../../nbs/lab/05_figures.ipynb #88fea8eb
 def uncovering(ax: plt.Axes, centres: "np.ndarray", halves: "np.ndarray", groups: list) -> "np.ndarray":
-    "The centres of labels, in pixels, of which those that would hide a whole group of points stand above it."
+    "The centres of labels, in pixels, of which those that would hide half of a group's points stand above them."
     centres = centres.copy()
     for i, group in enumerate(groups):
-        low, high = np.percentile(ax.transData.transform(group), [5, 95], axis=0)
-        if (high - low < 2*halves[i]).all():
+        points = ax.transData.transform(group)
+        away = abs(points - centres[i])/halves[i]   # 1 is the label's edge
+        if ((away < 1).all(1)).mean() >= .5:
+            low, high = np.percentile(points[(away < 3).all(1)], [5, 95], axis=0)
             centres[i] = (low[0] + high[0])/2, high[1] + halves[i, 1] + 4
     return centres
 

@@ -2,7 +2,7 @@
 # make check  the everyday loop, under a minute: ruff and the fast tests
 # make test   everything continuous integration does, in ten minutes on two cores
 # make paper  every table and figure: the grid of experiments, then outputs/report (SCALE=paper for the published recipe)
-# make report the same tables and figures from the runs that are there, or from the last report's records of them
+# make report the same tables and figures from the finished runs, or from the last report's records of them
 #             (REPLACE=fewer to replace a report that shows more runs than there are now)
 # make notebooks  run the library's notebooks again and keep their outputs (NOTEBOOKS="nbs/core/01_mixers.ipynb" for some)
 # make docs   the notebooks, the tutorials and the reference as a site in _docs, without a network
@@ -47,7 +47,8 @@ notebooks: setup
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going docs _docs
-	@echo "the site is _docs/index.html"
+	@echo "the site is _docs/index.html; its search shows excerpts only through a server:"
+	@echo "  .venv/bin/python -m http.server -d _docs 8000, then http://localhost:8000"
 
 # Jupyter refuses root, as one is in a container, unless told otherwise; LAB="--ip 0.0.0.0 --port 9999" adds options
 lab: setup
@@ -55,7 +56,7 @@ lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs --KernelManager.transport_encryption=auto $(if $(filter 0,$(USER_ID)),--allow-root --no-browser) $(LAB)
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs docs/api docs/nbs build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .snakemake _proc _docs jupyter_execute docs/api docs/nbs build *.egg-info
 	find nbs mixsupcon tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 setup: .venv/installed

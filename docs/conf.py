@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from myst_nb import sphinx_ext
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 DOCS = Path(__file__).resolve().parent
@@ -150,19 +151,35 @@ def prepare(app, docname, content):
         content[0] = site_links(content[0], source, docname)
 
 
+def module_of(obj):
+    "The module in which something was written; of a property, that of its function."
+    function = getattr(obj, "fget", None) or getattr(obj, "func", None) or obj
+    return getattr(function, "__module__", None) or project
+
+
 def foreign(app, what, name, obj, skip, options):
     "What another package wrote is left out, such as a method that matplotlib adds to a class."
-    return True if getattr(obj, "__module__", project).partition(".")[0] not in (project, "builtins") else None
+    return True if module_of(obj).partition(".")[0] not in (project, "builtins") else None
 
 
 def plain_docstring(app, what, name, obj, options, lines):
-    "Docstrings are plain sentences with `code`; nothing else in them is markup, and lists of options have a page."
-    if what in ("property", "attribute") and not getattr(obj, "__module__", "").startswith(project):
+    "Docstrings are plain sentences with `code`, and indented examples; lists of options have a page, and are left out."
+    if what in ("property", "attribute") and not module_of(obj).startswith(project):
         lines[:] = []   # the docstring of a value's own type
-    blocks = [block for block in "\n".join(lines).split("\n\n") if not re.search(r"^ +\S", block, re.M)]
-    text = "\n\n".join(blocks).replace("\\", "\\\\").replace("|", "\\|")
+    blocks = "\n".join(lines).rstrip().split("\n\n")
+    lines[:] = "\n\n".join(filter(None, map(plain_block, blocks))).splitlines()
+
+
+def plain_block(block):
+    "A block of a docstring: an indented one is an example, one indented in part a list of options."
+    indented = [line.startswith(" ") for line in block.splitlines() if line.strip()]
+    if indented and all(indented):
+        return ".. code-block:: python\n\n" + block
+    if any(indented):
+        return ""
+    text = block.replace("\\", "\\\\").replace("|", "\\|")
     text = re.sub(r"`([^`\n]+)`", r"``\1``", re.sub(r"\*(?!\w\*)(?<!\*\w\*)", r"\\*", text))
-    lines[:] = re.sub(r"(\w)_(?=\W|$)", r"\1\\_", text).splitlines()
+    return re.sub(r"(\w)_(?=\W|$)", r"\1\\_", text)
 
 
 def copy_reports(app, error):
@@ -173,6 +190,7 @@ def copy_reports(app, error):
 
 def setup(app):
     "What Sphinx asks of this file when it starts."
+    sphinx_ext.OUTPUT_FOLDER = str(Path(app.doctreedir)/"pictures")   # else it is made beside the site
     copy_pages()
     generated.write_pages(DOCS/"api")
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))

@@ -27,9 +27,10 @@ def cell(value) -> str:
 
 
 def table(head: list, rows: list) -> list:
-    "The lines of a Markdown table."
+    "The lines of a Markdown table that scrolls within a narrow page."
     rule = ["---"]*len(head)
-    return ["| " + " | ".join(map(cell, row)) + " |" for row in [head, rule, *rows]]
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in [head, rule, *rows]]
+    return [":::{container} wide", *lines, ":::"]
 
 
 def option_rows(part: type) -> list:

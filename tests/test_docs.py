@@ -252,12 +252,17 @@ def expected_pages():
 @pytest.mark.slow
 def test_the_site(tmp_path):
     "As `make docs` builds it: complete, no dead link, and it asks the network for nothing; a warning is an error."
+    from mixsupcon.lab.experiment import Result
     root = tmp_path/"html"
     run([BIN/"sphinx-build", "-q", "-W", "--keep-going", "-d", tmp_path/"trees", ROOT/"docs", root], ROOT)
+    assert {path.name for path in tmp_path.iterdir()} == {"html", "trees"}   # and nothing beside it
     site = {path: Links(path.read_text()) for path in root.rglob("*.html")}
     assert not loaded_from_elsewhere(root, site)
     assert not dead_links(site)
     assert not [page for page in expected_pages() if not (root/page).exists()]
+    reference = (root/"reference.html").read_text()
+    hidden = [name for name in dir(Result) if not name.startswith("_") and f'<span class="pre">{name}</span>' not in reference]
+    assert not hidden and "safetensors with a model card" in reference   # its members, and the example of `experiment`
     losses, mixers = root/"nbs/core/02_losses.html", root/"nbs/core/01_mixers.html"
     assert "<math" in losses.read_text() and "MathJax" not in losses.read_text()   # equations need no script
     assert any("_images/" in link for link in site[mixers].loaded)                  # stored pictures are shown

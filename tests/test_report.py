@@ -48,7 +48,8 @@ def two_studies(scale):
         heat=Study("Temperature", rows, dict(hot="supcon"), data, seeds=10, shows=("knn5",), figures=(line,)))
 
 
-PAPER = dict(test=Paper(f"A test {EVIL}", EVIL, {}, two_studies, "MixSupCon"))
+ADDRESS = "https://example.org/a_paper?x=1"
+PAPER = dict(test=Paper(f"A test {EVIL}", f"{EVIL}{ADDRESS}.", {}, two_studies, "MixSupCon"))
 
 
 def change(path, **changes):
@@ -89,13 +90,15 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.ids, self.links, self.tags, self.texts, self.parts, self.open = [], [], [], [], {}, []
+        self.citations = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, given):
         given = dict(given)
         self.tags.append(tag)
         self.ids += [given["id"]] if "id" in given else []
-        self.links += [given[name] for name in ("href", "src") if name in given]
+        outside = tag == "a" and given["href"].startswith("https://") and given["rel"] == "noreferrer"
+        (self.citations if outside else self.links).extend(given[name] for name in ("href", "src") if name in given)
         if tag in ("div", "tr"):
             self.open.append((tag, given.get("id")))
 
@@ -178,7 +181,7 @@ def test_each_row_with_its_own_base(report):
     words = report[0].words["heat"][1].set_index("row")
     assert words["difference from its base [95 %]"]["supcon"] == "–"
     assert words.seeds.to_dict() == dict(supcon="9 of 10", hot="10")
-    assert report[0].words["heat"][2].startswith("Below their bases: hot.")
+    assert report[0].words["heat"][2].startswith("Significantly below their bases: hot.")
 
 
 def test_files_hold_the_tables(report):
@@ -256,10 +259,13 @@ def test_every_row_leads_to_its_runs_and_back(runs, report, page):
 
 
 def test_every_link_ends_in_the_report(report, pages):
-    "Of every page: at a file of the report, or at a part of a page; no run folder, no address of the network."
+    "Of every page: at a file of the report, or at a part of a page, and no run folder; but for citations' addresses."
     made, _, out = report
     assert broken_links(out) == [] and [*pages] == ["all.html", "index.html", "test.html"]
-    assert not re.search(r"(?:href|src)=.?(?:\w+:)?//", "".join(path.read_text() for path in out.glob("*.html")))
+    assert [pages[name].citations for name in ("index.html", "test.html", "all.html")] == [[ADDRESS], [ADDRESS], []]
+    text = "".join(path.read_text() for path in out.glob("*.html"))
+    assert len(re.findall(r"(?:href|src)=.?(?:\w+:)?//", text)) == 2   # nothing else has an address of the network
+    assert "lazy" not in text                                          # a printed page has all of its figures
     figures = {link for link in pages["test.html"].links if link.startswith("figures/")}
     assert figures == {f"figures/{path.name}" for path in (out/"figures").iterdir()} and len(figures) == 14
 
@@ -269,7 +275,7 @@ def test_a_page_says_what_its_runs_depend_on(page):
     texts = page.parts["runs-heat-digits-hot"]
     assert texts[texts.index("tau") + 1] == "0.5" and "supcon (SupCon)" in texts
     assert any("fidelity: changed." in text or "fidelity: ours." in text for text in texts)
-    assert "in bold what supcon has not" in "".join(texts)
+    assert "in bold those that differ from supcon's" in "".join(texts)
 
 
 def test_the_best_of_a_column_is_bold(report):
@@ -543,7 +549,7 @@ def test_the_archive_is_deterministic(published, tmp_path):
     for i, path in enumerate(tmp_path.rglob("*")):
         os.utime(path, (i, i))
     archive = published/"report"/"small"/ARCHIVE
-    assert publish.packed(copies, b"") == archive.read_bytes()
+    assert publish.pack_records(copies, b"") == archive.read_bytes()
 
 
 def test_runs_win_over_records(published, tmp_path, no_figures):
@@ -595,7 +601,7 @@ def test_a_tampered_record_is_altered(published, tmp_path, no_figures):
     folders = sorted(records.iterdir())
     path = folders[0]/"linear.json"
     path.write_text(path.read_text().replace("0.8", "0.9"))
-    (out/ARCHIVE).write_bytes(publish.packed(folders, b""))
+    (out/ARCHIVE).write_bytes(publish.pack_records(folders, b""))
     (out/SUMS).write_text(publish.sums_of(out))
     assert "1 of them is not there now" in refused(write_pair, clone)
     made = write_pair(clone, replace="fewer")[0]

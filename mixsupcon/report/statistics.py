@@ -43,16 +43,16 @@ def holm(p: "list[float]") -> "np.ndarray":
     adjusted[order] = np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted
 
-# %% ../../nbs/report/00_statistics.ipynb #edc83b01
-def remainder(rest: int, of: int, baseline: str, seeds: int) -> str:
-    "The sentence about the rows of a table that show no significant difference."
-    if rest == of:
+# %% ../../nbs/report/00_statistics.ipynb #af31a0f1
+def remainder(rest: "list[str]", of: int, baseline: str, seeds: int) -> str:
+    "The sentence about the rows of a table, of so many tested, that show no significant difference."
+    if len(rest) == of:
         who = "The row does not differ" if of == 1 else f"None of the {of} rows differs"
         return f"{who} significantly from {baseline} ({seeds} seeds)."
-    who = "One other row does" if rest == 1 else f"The other {rest} rows do"
+    who = f"The other row ({rest[0]}) does" if len(rest) == 1 else f"The other {len(rest)} rows do"
     return f"{who} not differ significantly ({seeds} seeds)."
 
-# %% ../../nbs/report/00_statistics.ipynb #f75b6f9a
+# %% ../../nbs/report/00_statistics.ipynb #e123a4bd
 def conclusion(rows: "list[str]", baseline: str, differences: "list[float]", p: "list[float]", seeds: int,
                level: float = .05) -> str:
     "What a table supports about its rows compared with the baseline."
@@ -65,7 +65,7 @@ def conclusion(rows: "list[str]", baseline: str, differences: "list[float]", p: 
                 f"the smallest p value that they can reach is {min(1, smallest*tested):.2g} after correction.")
     above = [row for row, d, v in zip(rows, differences, p) if v <= level and d > 0]
     below = [row for row, d, v in zip(rows, differences, p) if v <= level and d <= 0]
-    sides = (("Above", above), ("Below", below))
-    sentences = [f"{word} {baseline}: {', '.join(names)}." for word, names in sides if names]
-    rest = tested - len(above) - len(below)
-    return " ".join(sentences + [remainder(rest, tested, baseline, seeds)]*(rest > 0))
+    rest = [row for row, v in zip(rows, p) if v > level]
+    sides = (("above", above), ("below", below))
+    sentences = [f"Significantly {word} {baseline}: {', '.join(names)}." for word, names in sides if names]
+    return " ".join(sentences + ([remainder(rest, tested, baseline, seeds)] if rest else []))

@@ -12,7 +12,7 @@ __all__ = ['np', 'pd', 'NUMBERS', 'COSTS', 'COLUMNS', 'MORE_IS_BETTER', 'FEATURE
            'summary_results', 'results', 'slug', 'unique_names', 'table_files', 'as_latex', 'as_markdown', 'as_csv',
            'write_tables']
 
-# %% ../../nbs/report/02_tables.ipynb #dd98af70
+# %% ../../nbs/report/02_tables.ipynb #b59ecddf
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from ..core.options import Lazy, gathered, idle, values
 from ..lab.data import write
 from ..lab.runs import read_config, read_json
 from .statistics import bootstrap_interval, conclusion, holm, paired_p
-from .studies import attempt, base_of, code_sentence, counted, find_runs, plan, studies
+from .studies import base_of, code_sentence, counted, find_runs, plan, studies, value_or_reason
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -102,19 +102,19 @@ def numbers_of(folder: Path) -> dict:
     numbers = {name: by_kind.get(kind, np.nan) for name, kind in NUMBERS.items()}
     return numbers | {name: float(metrics[key]) for name, key in COSTS.items()}
 
-# %% ../../nbs/report/02_tables.ipynb #e34fbef5
+# %% ../../nbs/report/02_tables.ipynb #ad1c8305
 def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     "The table of planned runs with the numbers of those that are complete; unreadable numbers make a run altered."
     rows = {}
     for i, folder in counted(table).folder.items():
-        rows[i], problem = attempt(numbers_of, folder)
+        rows[i], problem = value_or_reason(numbers_of, folder)
         if problem:
             rows[i], table.loc[i, "state"] = {}, "altered"
     columns = [*NUMBERS, *COSTS]
     numbers = pd.DataFrame([rows.get(i) or {} for i in table.index], index=table.index, columns=columns)
     return pd.concat([table, numbers.astype(float)], axis=1)
 
-# %% ../../nbs/report/02_tables.ipynb #db0fb214
+# %% ../../nbs/report/02_tables.ipynb #481c3f22
 COLUMNS = {   # measure → title, factor, digits
     "linear": ("linear (last)", 100, 1),
     "best test": ("linear (best test)", 100, 1),
@@ -123,7 +123,7 @@ COLUMNS = {   # measure → title, factor, digits
     "knn20": ("kNN-20", 100, 1),
     "knn200": ("kNN-200", 100, 1),
     "silhouette": ("silhouette", 1, 2),
-    "train": ("linear, on training images", 100, 1),
+    "train": ("linear (train)", 100, 1),
     "gap": ("gap", 100, 1),
     "fed": ("FED", 1, 3),
     "own head": ("own classifier", 100, 1),
@@ -252,10 +252,10 @@ def mean_words(table: "pd.DataFrame", columns: dict) -> "pd.DataFrame":
         words[title] = [spread(mean, std, digits) for mean, std in zip(table[f"{name} mean"], table[f"{name} std"])]
     return words
 
-# %% ../../nbs/report/02_tables.ipynb #48c93998
+# %% ../../nbs/report/02_tables.ipynb #2f87f6f4
 def feature_columns() -> dict:
     "The columns of the table of features: measure → title, factor, digits."
-    return {name: COLUMNS[name] for name in FEATURES} | dict(linear=("linear, on test images", 100, 1))
+    return {name: COLUMNS[name] for name in FEATURES} | dict(linear=("linear (test)", 100, 1))
 
 def feature_numbers(numbers: "pd.DataFrame", studies: dict) -> "pd.DataFrame":
     "The runs of the studies that show features, with the gap between training and test images."
@@ -298,7 +298,7 @@ def comparable(row: Any, besides: tuple) -> tuple:
             return (beside, settings) if beside.measure else (None, beside.note)
     return None, "no study here has this method with their recipe"
 
-# %% ../../nbs/report/02_tables.ipynb #02d079e0
+# %% ../../nbs/report/02_tables.ipynb #a352a2e4
 FAITHFUL = "paper", "released"   # recipes whose runs may stand beside published numbers
 
 def measured_beside(row: Any, besides: tuple, by_recipe: dict) -> tuple[str, str]:
@@ -306,7 +306,7 @@ def measured_beside(row: Any, besides: tuple, by_recipe: dict) -> tuple[str, str
     beside, settings = comparable(row, besides)
     if beside is None:
         return "", settings
-    cfg, problem = attempt(lambda: configure(**settings))
+    cfg, problem = value_or_reason(lambda: configure(**settings))
     if problem or fidelity(cfg) not in FAITHFUL:
         return "", problem or "no recipe here is theirs at this length"
     runs = by_recipe.get(recipe_key(cfg), [])

@@ -401,8 +401,8 @@ def test_a_file_is_named_in_the_record_of_runs_that_use_it(plugin):
         assert "plugins" not in record(configure("mixsupcon"))
         kept = dict(METHODS), dict(MIXERS)
         del METHODS["scaled"], MIXERS["cut_half"]
-        sentence = "but of my_methods.py: pass -p plugin my_methods.py to the notebook, --plugin my_methods.py to a command"
-        assert sentence in refused(read, saved)
+        sentence = "pass -p plugin my_methods.py to the notebook, --plugin my_methods.py to a command"
+        assert f"but of my_methods.py: {sentence}" in refused(read, saved)
         METHODS.update(kept[0])
         MIXERS.update(kept[1])
     assert options("scaled").meaning["weight"] == "of the loss"

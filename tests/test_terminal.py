@@ -106,13 +106,13 @@ def test_help_lists_methods_and_recipes(project_copy):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(project_copy):
-    "Stops after the epoch, in a sentence and with 130; the same command continues there, and SIGTERM ends it likewise."
+    "Stops after the epoch, in a sentence and with 130; run again, it continues there, and SIGTERM ends it likewise."
     words = [*SMALL, "-p", "epochs", "40"]
     child = in_terminal(project_copy, *words)
     child.expect("epoch 2/40")
     child.sendintr()
     text, status = end(child)
-    epoch = int(re.search(r"^stopped after epoch (\d+) of 40; the same command continues there$", text, re.M)[1])
+    epoch = int(re.search(r"^stopped after epoch (\d+) of 40; run it again to continue$", text, re.M)[1])
     assert status == 130 and "Traceback" not in text and len(text.splitlines()) < 30
     folder, = (project_copy/"outputs"/"runs").iterdir()
     assert [row["epoch"] for row in read_log(folder)] == [*range(1, epoch + 1)] and len(checkpoints(folder)) == 1
@@ -121,7 +121,7 @@ def test_ctrl_c_in_a_terminal(project_copy):
     child.expect(r"epoch \d+/40 ")
     child.kill(signal.SIGTERM)   # as a cluster does, or `docker stop`
     text, status = end(child)
-    assert status == 143 and re.search(r"^stopped after epoch \d+ of 40; the same command continues there$", text, re.M)
+    assert status == 143 and re.search(r"^stopped after epoch \d+ of 40; run it again to continue$", text, re.M)
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_ctrl_c_in_a_long_epoch(project_copy):
     child.expect(r"\r\x1b\[Kepoch 1/300   step [^\r\n]{10,42}\r\x1b\[K")   # cut, so that it can be rewritten
     child.sendintr()
     text, status = end(child)
-    assert status == 130 and "stopped in epoch 1 of 300; the same command starts again\n" in text
+    assert status == 130 and "stopped in epoch 1 of 300; run it again to start over\n" in text
 
 
 @pytest.mark.parametrize("at", [4, 5, 6])
@@ -150,7 +150,7 @@ def test_a_stopped_training_continues_to_the_same_bits(tiny, tmp_path, at):
             signal.raise_signal(signal.SIGINT)
     WATCHING.append(press)
     try:
-        with pytest.raises(Stopped, match="stopped after epoch 2 of 3; the same command continues there"):
+        with pytest.raises(Stopped, match="stopped after epoch 2 of 3; run it again to continue"):
             pretrain(cfg, tiny, tmp_path/"stopped")
     finally:
         WATCHING.remove(press)

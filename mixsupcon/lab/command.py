@@ -566,7 +566,7 @@ def print_methods(args: Any) -> None:
             for name, row in METHODS.items()]
     print_rows(args, rows, lambda: text_table(rows, terminal_width()))
 
-# %% ../../nbs/lab/09_command.ipynb #f0c7edfa
+# %% ../../nbs/lab/09_command.ipynb #8902a306
 def number_or_word(text: str) -> Any:
     "What a word on the command line means: a whole number, a number, or itself."
     for kind in (int, float):
@@ -575,7 +575,7 @@ def number_or_word(text: str) -> Any:
     return text
 
 def print_options(args: Any) -> None:
-    "What a method can be told: each option with its owner, its value, what it may be and what it means."
+    "The options of a method, each with its owner, its value, what it may be and what it means."
     given = {name: number_or_word(value) for name, value in args.given}
     from mixsupcon.core.configure import options
     table = options(args.method, **given).reset_index()

@@ -143,7 +143,7 @@ def front_matter(entries: dict) -> str:
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items() if value]
     return "\n".join(["---", *lines, "---"])
 
-# %% ../../nbs/lab/08_encoders.ipynb #7a2dea97
+# %% ../../nbs/lab/08_encoders.ipynb #e478dc88
 def measured(rows: list[dict]) -> list[dict]:
     "Test accuracies of the last epoch on the run's own data, as the hub's metrics."
     return [dict(type="accuracy", value=round(row["value"], 6), name=f"{row['protocol']}, last epoch") for row in rows
@@ -158,7 +158,7 @@ def card_head(config: dict, cfg: Config, rows: list[dict], license: str) -> str:
     index = [dict(name=config["run"], results=[results])] if measured(rows) else []
     return front_matter({
         "license": license or "unknown", "library_name": "pytorch", "pipeline_tag": "image-feature-extraction",
-        "tags": ["mixsupcon", "contrastive-learning", learned, "image-mixing", cfg.method, cfg.arch],
+        "tags": [*dict.fromkeys(["mixsupcon", "contrastive-learning", learned, "image-mixing", cfg.method, cfg.arch])],
         "datasets": public, "metrics": ["accuracy"] if index else [], "model-index": index})
 
 # %% ../../nbs/lab/08_encoders.ipynb #1dad6a3c

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHING', 'TRACKERS', 'write_terminal', 'show_in_notebook', 'report', 'clock', 'duration', 'is_round',
            'pause_between_lines', 'watched', 'curve', 'Stopped', 'signals_to', 'Pace', 'Line', 'TrainingLine',
-           'Progress', 'shown', 'tracking_folder', 'scalars', 'TensorBoard', 'WandB', 'MLflow', 'trackers_of',
+           'Progress', 'show_progress', 'tracking_folder', 'scalars', 'TensorBoard', 'WandB', 'MLflow', 'trackers_of',
            'Trackers', 'final_numbers', 'finish_tracking']
 
 # %% ../../nbs/lab/02_progress.ipynb #b767dace
@@ -33,9 +33,9 @@ def write_terminal(text: str, stay: bool = True) -> None:
             width = os.get_terminal_size(number).columns or 80
             os.write(number, f"{start}{text[:width - 1]}".encode())
 
-# %% ../../nbs/lab/02_progress.ipynb #ccd7ab3f
+# %% ../../nbs/lab/02_progress.ipynb #50492160
 def show_in_notebook(line: str, display: Any = None, picture: str = "") -> Any:
-    "Show `line`, or its `picture`, in the notebook, there instead of what `display` shows; None outside notebooks."
+    "Show `line`, or its `picture`, in the notebook, in place of the output `display`; None outside notebooks."
     from IPython import get_ipython
     from IPython.display import display as show
     if not hasattr(get_ipython(), "kernel"):   # no notebook: a script, or a shell that shows the terminal's lines
@@ -47,7 +47,7 @@ def show_in_notebook(line: str, display: Any = None, picture: str = "") -> Any:
     return display
 
 def report(line: str, display: Any = None) -> Any:
-    "Show `line` on the terminal and in the notebook, there instead of the line in `display`."
+    "Show `line` on the terminal, and in the notebook in place of the output `display`."
     write_terminal(line)
     return show_in_notebook(line, display)
 
@@ -76,20 +76,20 @@ def pause_between_lines(total: float) -> float:
     "The seconds after which a line stays again, in a training of `total` seconds."
     return min(max(total/50, 20), 600)
 
-# %% ../../nbs/lab/02_progress.ipynb #de5abf6e
-WATCHING: list = []   # what is told of each step: the progress of the training under way
+# %% ../../nbs/lab/02_progress.ipynb #7504f6af
+WATCHING: list = []   # observers of each step, such as the progress of the training under way
 
 def watched(function: Callable) -> Callable:
-    "`function`, whose result is also told to everything in `WATCHING`."
+    "`function`, whose result is also passed to each observer in `WATCHING`."
     @wraps(function)
     def watching(*args, **kwargs):
         result = function(*args, **kwargs)
-        for tell in WATCHING:
-            tell(result)
+        for observer in WATCHING:
+            observer(result)
         return result
     return watching
 
-# %% ../../nbs/lab/02_progress.ipynb #6e6f46e1
+# %% ../../nbs/lab/02_progress.ipynb #bfdddc01
 def curve(points: list, line: str, width: int = 560, height: int = 170) -> str:
     "The loss over epochs so far, as SVG, with `line` above it."
     points = points[::len(points)//200 + 1] + points[-1:]   # a picture of a few kB
@@ -103,22 +103,22 @@ def curve(points: list, line: str, width: int = 560, height: int = 170) -> str:
              text(left - 6, bottom, f"{low:.3g}", "end"), text(left, height - 6, "0", "middle"),
              text(right, height - 6, f"epoch {end:.4g}", "end")]
     drawn = " ".join(place(x, y) for x, y in points)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" xml:space="preserve" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" style="white-space:pre" '
             f'font-family="monospace" font-size="11" fill="#808080">{"".join(words)}'
             f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#808080"/>'
             f'<polyline points="{drawn}" fill="none" stroke="#1f77b4" stroke-width="1.5"/></svg>')
 
-# %% ../../nbs/lab/02_progress.ipynb #893c6dee
+# %% ../../nbs/lab/02_progress.ipynb #a9b41b77
 class Stopped(KeyboardInterrupt):
     "A training that was stopped; it continues when it is asked for again."
 
     def __init__(self, epoch: int, epochs: int, saved: int):
         where = f"{'after' if saved == epoch else 'in'} epoch {epoch} of {epochs}"
-        goes_on = "continues there" if saved == epoch else f"continues after epoch {saved}" if saved else "starts again"
-        super().__init__(f"stopped {where}; the same command {goes_on}")
+        again = "continue" if saved == epoch else f"continue after epoch {saved}" if saved else "start over"
+        super().__init__(f"stopped {where}; run it again to {again}")
 
     def _render_traceback_(self):
-        return [f"{type(self).__name__}: {self}"]
+        return [str(self)]
 
 # %% ../../nbs/lab/02_progress.ipynb #4d528ef4
 @contextmanager
@@ -132,7 +132,7 @@ def signals_to(handler: Callable) -> Iterator[None]:
         for number, usual in before.items():
             signal.signal(number, signal.SIG_DFL if usual is None else usual)
 
-# %% ../../nbs/lab/02_progress.ipynb #b8809bb3
+# %% ../../nbs/lab/02_progress.ipynb #4f009cab
 class Pace:
     "How fast a training of `epochs` of `steps` is, of which `done` are done before it; `now` is its clock."
 
@@ -155,8 +155,9 @@ class Pace:
 
     def left(self) -> float:
         "The seconds until the end."
-        done = self.epoch - 1 - self.done + self.step/self.steps
-        return (self.now() - self.start)*(self.epochs - self.done - done)/done
+        rest = (self.epochs - self.epoch + 1)*self.steps - self.step
+        since, count = (self.first, self.count - 1) if self.count > 1 else (self.start, 1)
+        return (self.now() - since)/count*rest
 
     def left_in_epoch(self) -> float:
         "The seconds until the end of the epoch."
@@ -199,7 +200,7 @@ class Line:
         if self.display is not None:
             show_in_notebook(self.text, self.display)
 
-# %% ../../nbs/lab/02_progress.ipynb #c11cf263
+# %% ../../nbs/lab/02_progress.ipynb #72122ee7
 class TrainingLine(Line):
     "The line of a training, with the curve of its losses so far."
 
@@ -207,7 +208,7 @@ class TrainingLine(Line):
         super().__init__(pace.now)
         self.pace, self.views, self.points = pace, views, [*enumerate(losses, 1)]   # views an epoch; (epoch, loss)
 
-    def tell(self, words: str, seconds: float, stay: bool = False) -> None:
+    def update(self, words: str, seconds: float, stay: bool = False) -> None:
         "Show `words` about the epoch under way, which has taken `seconds`."
         pace, left = self.pace, self.pace.left()
         speed, past = self.views*pace.step/pace.steps/max(seconds, 1e-9), pace.now() - pace.start
@@ -215,7 +216,7 @@ class TrainingLine(Line):
         picture = (lambda: curve(self.points, text)) if self.points and past > 5 and left > 1 else None
         self.show(text, stay, pause_between_lines(past + left), picture)
 
-# %% ../../nbs/lab/02_progress.ipynb #84bcbd4b
+# %% ../../nbs/lab/02_progress.ipynb #05372713
 class Progress:
     "What a training shows while it runs, and how it is stopped."
 
@@ -239,13 +240,13 @@ class Progress:
         if pace.now() - max(self.line.written, pace.begun) >= 1:
             loss = float(self.total)/pace.step   # on a GPU, this waits for the step
             self.line.points += [(pace.step/pace.steps, loss)] if pace.epoch == 1 else []
-            self.line.tell(f"step {pace.step}/{pace.steps}   loss {loss:.4f}", pace.now() - pace.begun)
+            self.line.update(f"step {pace.step}/{pace.steps}   loss {loss:.4f}", pace.now() - pace.begun)
 
     def end(self, loss: float, seconds: float) -> None:
         "An epoch has ended."
         epoch, self.pace.step = self.pace.epoch, self.pace.steps
         self.line.points.append((epoch, loss))
-        self.line.tell(f"loss {loss:.4f}", seconds, is_round(epoch) or epoch == self.pace.epochs)
+        self.line.update(f"loss {loss:.4f}", seconds, is_round(epoch) or epoch == self.pace.epochs)
 
     def interrupt(self, number: int, frame: Any) -> None:
         "Stop after the epoch if it ends within ten seconds, else, or at the second time, at once."
@@ -260,9 +261,9 @@ class Progress:
         if self.stopping:
             raise Stopped(self.pace.epoch, self.pace.epochs, self.saved)
 
-# %% ../../nbs/lab/02_progress.ipynb #e3c4d1c9
+# %% ../../nbs/lab/02_progress.ipynb #efcc1e49
 @contextmanager
-def shown(progress: Progress) -> Iterator[Progress]:
+def show_progress(progress: Progress) -> Iterator[Progress]:
     "Show a training's progress until it ends or stops."
     WATCHING.append(progress)
     try:
@@ -372,7 +373,7 @@ class MLflow:
     def close(self) -> None:
         self.client.set_terminated(self.id, self.status)
 
-# %% ../../nbs/lab/02_progress.ipynb #1553284b
+# %% ../../nbs/lab/02_progress.ipynb #18bbe32e
 TRACKERS = dict(tensorboard=TensorBoard, wandb=WandB, mlflow=MLflow)
 
 def trackers_of(cfg: Config) -> list:
@@ -390,11 +391,11 @@ class Trackers:
     def __init__(self, cfg: Config, name: str, identity: str, rows: list = ()):
         self.kinds, self.open = trackers_of(cfg), []
         for kind in self.kinds:
-            with self.guarded(kind):
+            with self.leave_out_on_error(kind):
                 self.open.append(kind(name, identity, record(cfg), rows))
 
     @contextmanager
-    def guarded(self, tracker: Any) -> Iterator[None]:
+    def leave_out_on_error(self, tracker: Any) -> Iterator[None]:
         "Turn an error of a tracker into a line."
         try:
             yield
@@ -404,17 +405,17 @@ class Trackers:
             why = " ".join(str(error).split()) or type(error).__name__
             report(f"{kind.package} failed and is left out, training goes on: {why[:300]}")
 
-    def tell(self, what: str, *arguments) -> None:
+    def call_all(self, what: str, *arguments) -> None:
         "Call the method `what` of each tracker."
         for tracker in self.open:
-            with self.guarded(tracker):
+            with self.leave_out_on_error(tracker):
                 getattr(tracker, what)(*arguments)
 
     def close(self) -> None:
         "End the session of each tracker."
-        self.tell("close")
+        self.call_all("close")
 
-# %% ../../nbs/lab/02_progress.ipynb #fb97b451
+# %% ../../nbs/lab/02_progress.ipynb #6e5f36c5
 def final_numbers(rows: list) -> dict:
     "The numbers of a complete run, by protocol, metric and how they were selected, if not after the last epoch."
     def name(row: dict) -> str:   # no name begins with another and a slash: MLflow makes folders of them
@@ -425,5 +426,5 @@ def finish_tracking(cfg: Config, folder: Path) -> None:
     "Give the numbers of a complete run to its trackers, and what they do not have of its log."
     if trackers_of(cfg):
         tracking = Trackers(cfg, folder.name, read_json(folder/"config.json")["identity"], read_log(folder))
-        tracking.tell("finish", final_numbers(read_json(folder/"metrics.json")["rows"]), cfg.epochs)
+        tracking.call_all("finish", final_numbers(read_json(folder/"metrics.json")["rows"]), cfg.epochs)
         tracking.close()

@@ -8,7 +8,7 @@ __all__ = ['compute_loss', 'device_of', 'resolve_device', 'net_for', 'optimizer_
            'resume', 'finish', 'progress_of', 'train', 'training_code', 'check_code', 'check_sizes', 'pretrain',
            'load_net', 'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #016e1570
+# %% ../../nbs/lab/03_train.ipynb #6cec7f08
 import math, time
 from collections.abc import Mapping
 from contextlib import closing
@@ -25,7 +25,7 @@ from ..core.recipe import OPTIMIZERS, Head, learning_rate, rescale_by_trust
 from ..core.step import Step
 from ..core.views import random_view
 from .data import Dataset, fingerprint
-from .progress import Pace, Progress, Trackers, report, shown, trackers_of, watched
+from .progress import Pace, Progress, Trackers, report, show_progress, trackers_of, watched
 from .runs import (
     RunError, checkpoints, code_changes, data_name, digest, load_checkpoint, log, open_run, pack, read_config,
     read_json, rewind, save_checkpoint, show_path, unlock, unpack, visit, write, write_json)
@@ -100,14 +100,14 @@ def step_views(cfg: Config, x: torch.Tensor, mean: tuple, std: tuple, step: int)
     scale = shares(cfg.small_scale, "small_scale") if crops else None
     return large + [view(f"small view {i + 1}", scale, cfg.small_size) for i in range(crops)]
 
-# %% ../../nbs/lab/03_train.ipynb #6ba81bae
+# %% ../../nbs/lab/03_train.ipynb #6e990e3e
 def compute_loss(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, step: int,
                  epoch: int | None = None) -> Step:
     "The step of one batch of uint8 images, its views and its mixing drawn for `step`."
     views = step_views(cfg, x, data.mean, data.std, step)
     return loss_of(cfg, learner.net, views, y, len(data.classes), stream(cfg.seed, "mix", step), epoch)
 
-compute_loss = watched(compute_loss)   # the progress of a training is told of each step
+compute_loss = watched(compute_loss)   # the progress of a training receives each step
 
 # %% ../../nbs/lab/03_train.ipynb #e93afde7
 def momentum_at(cfg: Config, step: int, steps: int) -> float:
@@ -221,7 +221,7 @@ def progress_of(cfg: Config, n: int, rows: list) -> Progress:
     steps = len(batches_of(cfg, n, 1)) if len(rows) < cfg.epochs else 1
     return Progress(Pace(cfg.epochs, steps, len(rows)), cfg.goal.views*n, [row["loss"] for row in rows])
 
-# %% ../../nbs/lab/03_train.ipynb #e00d4b2f
+# %% ../../nbs/lab/03_train.ipynb #718eb72e
 def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
     "Train to the last epoch, logging each and saving checkpoints; the totals and the last loss."
     device = next(learner.net.parameters()).device
@@ -232,7 +232,7 @@ def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) 
     if done:
         report(f"resuming after epoch {done}")
     trackers = Trackers(cfg, folder.name, run, rows)
-    with shown(progress_of(cfg, len(x), rows)) as progress, closing(trackers):
+    with show_progress(progress_of(cfg, len(x), rows)) as progress, closing(trackers):
         for epoch in range(done + 1, cfg.epochs + 1):
             progress.begin(epoch)
             start, learner.net.passes = time.monotonic(), 0
@@ -240,7 +240,7 @@ def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) 
             seconds, lr = time.monotonic() - start, learner.optimizer.param_groups[0]["lr"]
             rows.append(dict(epoch=epoch, lr=lr, seconds=seconds, passes=learner.net.passes, **row))
             log(folder, rows[-1])
-            trackers.tell("log", rows[-1])
+            trackers.call_all("log", rows[-1])
             totals = dict(passes=totals["passes"] + learner.net.passes, seconds=totals["seconds"] + seconds)
             progress.end(row["loss"], seconds)
             due = time.monotonic() - saved >= cfg.save_seconds and epoch < cfg.epochs

@@ -172,13 +172,13 @@ def row_content(part: "pd.DataFrame", study: Any, base: "pd.DataFrame", anchor: 
     return dict(id=anchor, title=title, runs=table_content(f"Runs of {title}", frame), n=len(frame),
                 base=name if name != first.row else "", settings=settings or [], lines=lines)
 
-# %% ../../nbs/report/04_page.ipynb #accb5a57
+# %% ../../nbs/report/04_page.ipynb #1878b67e
 LOOK = """
 :root {color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --line: #d4d4d4; --paper: #fff; --link: #0b4fb3;
   --mark: #fff3c4}
 @media (prefers-color-scheme: dark) {:root {--ink: #e6e6e6; --quiet: #aaa; --line: #444; --paper: #16181c;
   --link: #8cb8ff; --mark: #4a3f14}}
-body {font: 16px/1.55 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; color: var(--ink);
+body {font: 16px/1.55 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere}
 a {color: var(--link); text-underline-offset: .15em} header a {margin-right: 1rem} [aria-current] {font-weight: bold}
 h1 {line-height: 1.25} h2 {margin-top: 3rem; border-bottom: 1px solid var(--line)} h3 {margin-top: 2rem}

@@ -89,7 +89,7 @@ def watched(function: Callable) -> Callable:
         return result
     return watching
 
-# %% ../../nbs/lab/02_progress.ipynb #bfdddc01
+# %% ../../nbs/lab/02_progress.ipynb #a6a39e4c
 def curve(points: list, line: str, width: int = 560, height: int = 170) -> str:
     "The loss over epochs so far, as SVG, with `line` above it."
     points = points[::len(points)//200 + 1] + points[-1:]   # a picture of a few kB
@@ -98,12 +98,13 @@ def curve(points: list, line: str, width: int = 560, height: int = 170) -> str:
     def place(x: float, y: float) -> str:
         return f"{left + (right - left)*x/end:.1f},{bottom - (bottom - top)*(y - low)/((high - low) or 1):.1f}"
     def text(x: float, y: float, words: str, anchor: str) -> str:
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+        kept = words.replace(" ", "&#160;")   # browsers make one space of several
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{kept}</text>'
     words = [text(4, 14, line, "start"), text(left - 6, top + 4, f"{high:.3g}", "end"),
              text(left - 6, bottom, f"{low:.3g}", "end"), text(left, height - 6, "0", "middle"),
              text(right, height - 6, f"epoch {end:.4g}", "end")]
     drawn = " ".join(place(x, y) for x, y in points)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" style="white-space:pre" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
             f'font-family="monospace" font-size="11" fill="#808080">{"".join(words)}'
             f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#808080"/>'
             f'<polyline points="{drawn}" fill="none" stroke="#1f77b4" stroke-width="1.5"/></svg>')

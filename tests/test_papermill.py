@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_nothing_is_trained_unless_asked(project, name):
     assert f"papermill nbs/{name}.ipynb -p scale small -p missing run" in done.stderr
     text = (project/"outputs"/"notebooks"/f"{name}.ipynb").read_text()
     assert "papermill nbs/run_experiment.ipynb -p " in text and text.count('"image/png"') >= 2
+
+
+@pytest.mark.slow
+def test_published_records_stand_in(project):
+    "In a fresh clone the comparison is drawn from the records of the report that comes with it."
+    shutil.copytree(ROOT/"outputs"/"report"/"small", project/"outputs"/"report"/"small")
+    done = run(project, "nbs/comparison.ipynb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "runs are shown from the last report's records, which hold no weights" in done.stderr
+    assert "0 of" not in done.stderr and not (project/"outputs"/"runs").exists()
 
 
 @pytest.mark.slow

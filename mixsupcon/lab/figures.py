@@ -210,7 +210,7 @@ def draw_curves(folder: Path, path: Path | None = None, source: str | None = Non
         percent_axis(axes[0, 2])
     return save_figure(fig, path, source)
 
-# %% ../../nbs/lab/05_figures.ipynb #c9e9fd76
+# %% ../../nbs/lab/05_figures.ipynb #5a299822
 @plt.rc_context(STYLE)
 def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> plt.Figure:
     "Training loss of several runs by epoch, and the accuracy of their probes; of an unfinished one as far as it goes."
@@ -224,7 +224,7 @@ def draw_learning_curves(folders: dict[str, Path], path: Path | None = None) -> 
             ax.plot(range(1, len(values) + 1), values, linewidth=1.2, **style | dict(marker="o"*(len(values) == 1)))
     for ax, x, y in zip(axes[0], ("epoch", "probe epoch"), ("training loss", "test accuracy (%)")):
         ax.set(xlabel=x, ylabel=y)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs_below(ax, max((len(line.get_xdata()) for line in ax.lines), default=0))
     percent_axis(axes[0, 1])
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(folders) > 3 else 1)
     return save_figure(fig, path)

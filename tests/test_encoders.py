@@ -208,4 +208,5 @@ def test_the_command_writes_the_folder_and_says_how_to_share_it(small, tmp_path,
     said = capsys.readouterr()
     assert said.out == f"{tmp_path/'out'}\n" and f"hf upload YOUR-NAME/{run.name} {tmp_path/'out'}" in said.err
     assert {path.name for path in (tmp_path/"out").iterdir()} == {*encoders.EXPORTED}
+    assert main(words) == 0 and 'license: "mit"' in (tmp_path/"out"/"README.md").read_text()   # once stated, it stays
     assert main([*words, "--license", "mine, all mine"]) == 1

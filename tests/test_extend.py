@@ -383,7 +383,7 @@ def test_a_file_that_cannot_be_loaded_leaves_nothing(tmp_path, text, sentence):
 def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = refused(load_plugin, "my.py")
-    assert said.startswith("plugin my.py is neither in ") and str(tmp_path) in said
+    assert said.startswith("plugin my.py is not in ") and str(tmp_path) in said
     (tmp_path/"my.txt").write_text("")
     assert "must be a Python file" in refused(load_plugin, "my.txt")
     assert load_plugin(None) is load_plugin("") is None

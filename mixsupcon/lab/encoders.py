@@ -6,8 +6,8 @@
 __all__ = ['torch', 'models', 'LOADER', 'PROTOCOLS', 'LIMITS', 'EXPORTED', 'Plain', 'torchvision_code', 'timm_code', 'own_code',
            'plain_code', 'loader', 'exported_config', 'code_note', 'in_text', 'front_matter', 'measured', 'card_head',
            'markdown_table', 'cited', 'block', 'use_section', 'method_section', 'made_section', 'upload_command',
-           'license_section', 'model_card', 'require_room', 'require_complete', 'require_license', 'model_weights',
-           'export_run', 'load_encoder']
+           'license_section', 'model_card', 'require_room', 'require_complete', 'require_license', 'stated_license',
+           'model_weights', 'export_run', 'load_encoder']
 
 # %% ../../nbs/lab/08_encoders.ipynb #97bc58d0
 import inspect, json, re, shlex
@@ -131,7 +131,8 @@ def code_note(folder: Path) -> str:
     now = training_code(read_config(folder)) | judging_code()
     pieces = sorted(name for name in known | now if known.get(name) != now.get(name))
     more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
-    return f"other code than today's: {', '.join(pieces[:5])}{more}" if pieces else "as today's"
+    since = "between the run and its export"
+    return f"changed {since}: {', '.join(pieces[:5])}{more}" if pieces else f"unchanged {since}"
 
 # %% ../../nbs/lab/08_encoders.ipynb #46b24d26
 def in_text(value: Any) -> str:
@@ -284,6 +285,12 @@ def require_license(license: str) -> None:
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,60}", license):
         raise ConfigError(f"license {license!r} is none of the hub's identifiers, such as cc-by-4.0, mit or other")
 
+def stated_license(out: Path) -> str:
+    "The licence that an earlier export to `out` states; empty if none."
+    card = out/"README.md"
+    found = re.search(r'^license: "(.+)"$', card.read_text(encoding="utf-8"), re.M) if card.exists() else None
+    return found[1] if found and found[1] != "unknown" else ""
+
 def model_weights(folder: Path) -> bytes:
     "A run's encoder as the hub stores it."
     from safetensors.torch import load, save
@@ -294,7 +301,7 @@ def model_weights(folder: Path) -> bytes:
 
 # %% ../../nbs/lab/08_encoders.ipynb #39109992
 def export_run(folder: Path, out: Path | None = None, license: str = "") -> Path:
-    "Write a run's encoder with its model card to `out`, or to outputs/encoders; the folder. Nothing is uploaded."
+    "Write a run's encoder with its model card to `out`, or to outputs/encoders. A licence once stated stays."
     require_license(license)
     require_complete(folder)
     out = Path(out) if out else project()/"outputs"/"encoders"/folder.name
@@ -302,7 +309,7 @@ def export_run(folder: Path, out: Path | None = None, license: str = "") -> Path
     require_room(out, config["identity"])
     script = loader(config["architectures"][0], config["image_size"], config["num_features"])
     files = {"config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n", "load.py": script,
-             "README.md": model_card(folder, license)}
+             "README.md": model_card(folder, license or stated_license(out))}
     write(out/"model.safetensors", model_weights(folder))
     for name, text in files.items():
         if text:

@@ -133,7 +133,7 @@ def find_plugin(path: str) -> Path:
         if file.is_file():
             require(file.suffix == ".py", f"plugin {path} must be a Python file, *.py")
             return file
-    raise ConfigError(f"plugin {path} is neither in {' nor in '.join(map(str, dict.fromkeys(places)))}")
+    raise ConfigError(f"plugin {path} is not in {' or '.join(map(str, dict.fromkeys(places)))}")
 
 def tables() -> dict:
     "All tables that a user's file may add to: option → table."

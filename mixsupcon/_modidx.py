@@ -609,6 +609,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mixsupcon.lab.command.headline': ('lab/command.html#headline', 'mixsupcon/lab/command.py'),
                                        'mixsupcon.lab.command.help_text': ('lab/command.html#help_text', 'mixsupcon/lab/command.py'),
                                        'mixsupcon.lab.command.in_blocks': ('lab/command.html#in_blocks', 'mixsupcon/lab/command.py'),
+                                       'mixsupcon.lab.command.label_of': ('lab/command.html#label_of', 'mixsupcon/lab/command.py'),
+                                       'mixsupcon.lab.command.labels_of': ('lab/command.html#labels_of', 'mixsupcon/lab/command.py'),
                                        'mixsupcon.lab.command.like': ('lab/command.html#like', 'mixsupcon/lab/command.py'),
                                        'mixsupcon.lab.command.main': ('lab/command.html#main', 'mixsupcon/lab/command.py'),
                                        'mixsupcon.lab.command.number_name': ('lab/command.html#number_name', 'mixsupcon/lab/command.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATES', 'ODD', 'ACTIONS', 'COMMANDS', 'PROGRAM', 'read_some', 'Run', 'problem_of', 'state_of', 'numbers_of',
            'headline', 'epochs_done', 'title_of', 'row_of', 'read_runs', 'like', 'said_of', 'require_known', 'chosen',
-           'since', 'number_name', 'differing', 'compared', 'other_code', 'disk_use', 'plain', 'columns_of', 'cut',
-           'widths_for', 'pad', 'text_table', 'in_blocks', 'size_text', 'age_text', 'shown', 'terminal_width',
-           'print_rows', 'filter_of', 'UsageError', 'filters_of', 'select_runs', 'selected', 'print_list',
-           'print_comparison', 'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener',
+           'since', 'number_name', 'differing', 'compared', 'label_of', 'labels_of', 'other_code', 'disk_use', 'plain',
+           'columns_of', 'cut', 'widths_for', 'pad', 'text_table', 'in_blocks', 'size_text', 'age_text', 'shown',
+           'terminal_width', 'print_rows', 'filter_of', 'UsageError', 'filters_of', 'select_runs', 'selected',
+           'print_list', 'print_comparison', 'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener',
            'open_folder', 'require_whole', 'delete_all', 'delete_named', 'ask', 'delete_runs', 'export_encoder',
            'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser', 'takes_place', 'takes_rows',
            'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs', 'takes_deleted_runs',
@@ -246,6 +246,19 @@ def compared(runs: list[Run]) -> list[dict]:
         rows.append(dict(run=run.name, state=run.state) | own | last)
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
+
+# %% ../../nbs/lab/09_command.ipynb #c417fa7d
+def label_of(run: Run, runs: list[Run]) -> str:
+    "Method, seed, and the options in which other runs of that method and seed differ."
+    first = [row_of(run)[name] for name in ("title", "seed")]
+    alike = [other for other in runs if [row_of(other)[name] for name in ("title", "seed")] == first]
+    words = [f"{name} {run.options.get(name)}" for name in differing(alike)]
+    return ", ".join([f"{first[0]}, seed {first[1]}", *words])
+
+def labels_of(runs: list[Run]) -> list[str]:
+    "A name for each run in a figure; the end of its folder's name tells apart what nothing else does."
+    labels = [label_of(run, runs) for run in runs]
+    return [label if labels.count(label) == 1 else f"{label}, {run.name[-6:]}" for label, run in zip(labels, runs)]
 
 # %% ../../nbs/lab/09_command.ipynb #54ddcbde
 def other_code(runs: list[Run]) -> list[str]:

@@ -281,7 +281,8 @@ def describe_done(folder: Path) -> str:
 # %% ../../nbs/lab/06_experiment.ipynb #f3a849b8
 def preset_words(cfg: Config) -> str:
     "Which options of a run are not as in its preset, in words."
-    words = [f"{name} {value} (preset: {'none' if usual in (None, '') else usual})" for name, (usual, value) in departures(cfg).items()]
+    changed = {name: ("none" if usual in (None, "") else usual, value) for name, (usual, value) in departures(cfg).items()}
+    words = [f"{name} {value} (preset: {usual})" for name, (usual, value) in changed.items()]
     return ", ".join(words) or f"all options as in preset {cfg.preset}"
 
 # %% ../../nbs/lab/06_experiment.ipynb #8c0618b4
@@ -299,9 +300,9 @@ def run_all(cfgs: list, root: Path | None = None, wait: float = 0) -> list:
     return folders
 
 # %% ../../nbs/lab/06_experiment.ipynb #6823ff41
-def run_seeds(cfg: Config, repeats: int, root: Path | None = None, wait: float = 0) -> list:
-    "The folders of `repeats` runs: the configuration's seed and those after it."
-    return run_all([amended(cfg, seed=cfg.seed + i) for i in range(repeats)], root, wait)
+def run_seeds(cfg: Config, repeats: int, root: Path | None = None, wait: float = 0, done: int = 0) -> list:
+    "The folders of `repeats` runs, of the configuration's seed and those after it, without the first `done`."
+    return run_all([amended(cfg, seed=cfg.seed + i) for i in range(done, repeats)], root, wait)
 
 # %% ../../nbs/lab/06_experiment.ipynb #8a4ac909
 def run_missing(runs: "pandas.DataFrame", root: Path | None = None, wait: float = 86400) -> None:
@@ -415,7 +416,8 @@ def over_seeds(folders: list) -> "pandas.DataFrame":
 # %% ../../nbs/lab/06_experiment.ipynb #982fd6b2
 def unlabelled_hint(folder: Path) -> str:
     "How an encoder is judged whose own images have no labels."
-    where = f"-p weights {show_path(folder)}/encoder.safetensors -p arch {read_config(folder).arch}"
+    cfg = read_config(folder)
+    where = f"-p weights {show_path(folder)}/encoder.safetensors -p arch {cfg.arch} -p image_size {cfg.image_size}"
     return ("no labels, so no linear probe; on labelled images:\n"
             f"papermill nbs/linear_eval.ipynb {where} -p dataset folder -p data_dir DIR")
 

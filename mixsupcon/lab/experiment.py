@@ -281,8 +281,9 @@ def describe_done(folder: Path) -> str:
 # %% ../../nbs/lab/06_experiment.ipynb #f3a849b8
 def preset_words(cfg: Config) -> str:
     "Which options of a run are not as in its preset, in words."
-    changed = {name: ("none" if usual in (None, "") else usual, value) for name, (usual, value) in departures(cfg).items()}
-    words = [f"{name} {value} (preset: {usual})" for name, (usual, value) in changed.items()]
+    words = []
+    for name, (usual, value) in departures(cfg).items():
+        words.append(f"{name} {value} (preset: {'none' if usual in (None, '') else usual})")
     return ", ".join(words) or f"all options as in preset {cfg.preset}"
 
 # %% ../../nbs/lab/06_experiment.ipynb #8c0618b4

@@ -277,7 +277,8 @@ SECTIONS = """{% from "table" import table %}
 """
 
 # %% ../../nbs/report/04_page.ipynb #e3917e1d
-ROW_RUNS = """{% macro row_runs(row) %}<details><summary>{{ row.title }}: {{ row.n }} run{{ "s" if row.n != 1 }}</summary>
+ROW_RUNS = """
+{% macro row_runs(row) %}<details><summary>{{ row.title }}: {{ row.n }} run{{ "s" if row.n != 1 }}</summary>
 <div id="runs-{{ row.id }}">
 <p class="up"><a href="#row-{{ row.id }}">Back to the row</a></p>
 {{ table(row.runs) }}

@@ -1,12 +1,16 @@
 "What several tests need: a tiny data set, a project of its own, run folders of both versions."
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from mixsupcon.core.configure import configure
 from mixsupcon.lab import data, runs
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as in the background of a shell, and inherited by every child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 FIRST_VERSION = Path(__file__).parent/"data"/"first_version_runs"

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -358,7 +359,12 @@ class Terminal:
     def press(self, keys):
         os.write(self.file, keys)
         text = self.read()
-        return text, os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        until = time.monotonic() + 10
+        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:   # a failure, not a test that hangs
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(.02)
+        return text, os.waitstatus_to_exitcode(found[1])
 
 
 @pytest.mark.slow

@@ -414,7 +414,7 @@ def test_the_notebook_shows_the_same_and_deletes_only_what_is_named(fake_run, pr
     before = tree(root)
     scope = run_notebook(method="*supcon", alpha=.5)
     assert [run.folder for run in scope["runs"]] == [folders[3]]
-    assert scope["use"]["bytes"].sum() == scope["runs"][0].size
+    assert [row["bytes"] for row in scope["use"]] == [command.size_text(scope["runs"][0].size)]
     assert len(run_notebook(compare=f"{folders[0].name} {folders[2].name[-12:]}")["chosen"]) == 2
     assert run_notebook(method="none")["runs"] == [] and tree(root) == before
     with pytest.raises(Refusal, match="is a part of"):

@@ -6,7 +6,7 @@
 __all__ = ['torch', 'DATASET_NAMES', 'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', 'SCHEDULES', 'Rate', 'Epochs', 'Batch', 'Area',
            'PROBES', 'PROBE_SCHEDULES', 'TRACKERS', 'Data', 'OwnImages', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS',
            'rescale_by_trust', 'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb',
-           'learning_rate', 'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinIMix',
+           'learning_rate', 'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinAMix', 'LinIMix',
            'LinIMixReleased', 'LinSimSiam', 'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate',
            'Machine', 'Tracking', 'shared_parts', 'all_parts']
 
@@ -21,8 +21,10 @@ from .views import InputMix, Views
 
 torch = Lazy("torch")   # imported when first used
 
-# %% ../../nbs/core/05_recipe.ipynb #abd72921
-DATASET_NAMES = ("digits", "digits_low", "digits_high", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder")
+# %% ../../nbs/core/05_recipe.ipynb #687d5087
+DATASET_NAMES = (
+    "digits", "digits_low", "digits_high", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "cub200",
+    "aircraft")
 
 @dataclass(frozen=True)
 class Data:
@@ -47,8 +49,10 @@ class OwnImages:
 
 Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
-# %% ../../nbs/core/05_recipe.ipynb #5e50d43c
-ARCH_NAMES = ("resnet8", "resnet18", "resnet18_pool", "bottleneck18", "resnet34", "resnet50", "resnet101", "resnet152")
+# %% ../../nbs/core/05_recipe.ipynb #ac9dd461
+ARCH_NAMES = (
+    "resnet8", "resnet18", "resnet18_pool", "bottleneck18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnext50")
 
 @dataclass(frozen=True)
 class Encoder:
@@ -56,6 +60,11 @@ class Encoder:
     arch: Words("mixsupcon.core.models", "BACKBONES", *ARCH_NAMES) = "resnet18"   # its architecture; or timm:NAME
     bn_splits: whole(1, 10**4) = 1   # groups that batch norm treats apart, as several GPUs would
     zero_init: YesNo = "no"   # the last batch norm of each residual block starts at 0
+    pretrained: str = ""   # weights to start from: '', imagenet, or a file of weights
+    added = dict(pretrained="")
+
+    def idle(self, cfg):
+        return dict(zero_init="pretrained weights take the place of fresh ones") if self.pretrained else {}
 
     def check(self, cfg):
         require_multiple("batch_size", cfg.batch_size, self.bn_splits, "bn_splits")
@@ -252,7 +261,7 @@ class LinSupContrast(LinearProbe):
     probe_warmup: whole(0, 10**6) = 0   # epochs of warm-up, as GenSCL's: from 1e-5 to the cosine at its end
     free = ("probe_lrs",)
 
-# %% ../../nbs/core/05_recipe.ipynb #15c4b8ac
+# %% ../../nbs/core/05_recipe.ipynb #ebd4f125
 @dataclass(frozen=True)
 class LinMoCo(LinearProbe):
     "MoCo's linear probe on ImageNet."
@@ -263,6 +272,12 @@ class LinMoCo(LinearProbe):
     probe_milestones: str = ".6 .8"   # as milestones
     probe_decay: real(1e-6, 1) = .1   # as decay
     init, free = "normal", ("probe_lrs",)
+
+@dataclass(frozen=True)
+class LinAMix(LinMoCo):
+    "AMix's linear probe on STL-10 and Tiny ImageNet."
+    probe_lr: Rate = .1
+    probe_milestones: str = ".3 .6"
 
 # %% ../../nbs/core/05_recipe.ipynb #27b36e30
 @dataclass(frozen=True)
@@ -299,7 +314,7 @@ class LinTransfer(LinSimSiam):
     probe_batch_size: Batch = 512
     probe_lr: Rate = .04
 
-# %% ../../nbs/core/05_recipe.ipynb #7977d6d4
+# %% ../../nbs/core/05_recipe.ipynb #30ac7251
 @dataclass(frozen=True)
 class LinErmolov(LinearProbe):
     "The linear probe of W-MSE's authors (Ermolov et al.), on features embedded once."
@@ -314,7 +329,7 @@ class LinErmolov(LinearProbe):
 
 PROBES = dict(
     lin_supcontrast=LinSupContrast, lin_ermolov=LinErmolov, lin_imix=LinIMix, lin_imix_released=LinIMixReleased,
-    lin_moco=LinMoCo, lin_simsiam=LinSimSiam, lin_transfer=LinTransfer)
+    lin_moco=LinMoCo, lin_amix=LinAMix, lin_simsiam=LinSimSiam, lin_transfer=LinTransfer)
 
 # %% ../../nbs/core/05_recipe.ipynb #a8bd190d
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ __all__ = ['pandas', 'SCALES', 'PAPERS', 'LAYERING', 'SLOTS', 'NAMED_IN', 'PLAIN
            'options', 'described', 'shared_options', 'departures', 'fidelity', 'translated', 'require_same_probe',
            'require_uncorrected', 'from_first_version', 'missing_names', 'require_loaded', 'read']
 
-# %% ../../nbs/core/10_configure.ipynb #a8bed6a5
+# %% ../../nbs/core/10_configure.ipynb #ce694d28
 import importlib, inspect, pkgutil, sys, textwrap
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Callable, NamedTuple
 
-from .methods import METHOD_NAMES, METHODS, Method, all_owners, check_row
-from .mixers import MIXER_NAMES
+from .methods import METHOD_NAMES, METHODS, MIXER_NAMES, Method, all_owners, check_row
 from .options import (
     Config, ConfigError, InTable, Lazy, about, allowed, assembled, choose, gathered, idle, options as options_of,
     require, restored, values, with_choices)
@@ -25,7 +24,7 @@ from .recipe import ARCH_NAMES, DATASET_NAMES, PROBES, shared_parts
 
 pandas = Lazy("pandas")
 
-# %% ../../nbs/core/10_configure.ipynb #c57c76fc
+# %% ../../nbs/core/10_configure.ipynb #04d632d3
 @dataclass(frozen=True)
 class Recipe:
     "A paper's recipe: its source, and the options of every method, and of some."
@@ -37,6 +36,7 @@ class Recipe:
     short_runs: dict = field(default_factory=dict)   # up_to: epochs; and the options of runs as short as that
     large_batch: dict = field(default_factory=dict)  # above: images; and the options of runs with larger batches
     default_for: tuple = ()                          # the data sets whose preset it is, if none is given
+    mixers: dict = field(default_factory=dict)       # a mixer → options of runs with it
 
     def rows_for(self, method: str) -> list:
         "The rows for a method besides `every`, the most general first."
@@ -120,7 +120,7 @@ def published_numbers(paper: str) -> "pandas.DataFrame":
     from importlib.resources import files
     return pandas.read_csv(files("mixsupcon.papers")/"published.csv").query("paper == @paper").reset_index(drop=True)
 
-# %% ../../nbs/core/10_configure.ipynb #1e770715
+# %% ../../nbs/core/10_configure.ipynb #a418ea46
 def default_preset(given: dict) -> str:
     "The preset for the data set, if none is given; data of one's own have that of a folder of images."
     usual = {data: name for name, recipe in recipes().items() for data in recipe.default_for}
@@ -134,6 +134,7 @@ def layered(method: str, row: Method, recipe: Recipe, given: dict) -> dict:
         settings |= narrower
     if given.get("probe", settings.get("probe", "lin_supcontrast")) != settings.get("probe", "lin_supcontrast"):
         settings = {k: v for k, v in settings.items() if not k.startswith("probe")}
+    settings |= recipe.mixers.get(given.get("mixer", settings.get("mixer", "")), {})
     settings |= scaled_with_batch(settings, recipe, given)
     settings |= row.strategy.defaults(settings | given) if hasattr(row.strategy, "defaults") else {}
     return settings | shortened(settings, recipe, given)

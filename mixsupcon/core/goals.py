@@ -374,7 +374,7 @@ class SupCon(Goal):
         x, t = torch.cat([view.x for view in step.views]), self.labels(step)   # (2N, C, H, W)
         return self.score(step.net(x), t.repeat(len(step.views), 1))
 
-# %% ../../nbs/core/07_goals.ipynb #169f1a50
+# %% ../../nbs/core/07_goals.ipynb #0aca7760
 @dataclass(frozen=True)
 class SupCLR(Goal):
     "SimCLR, or with classes SupCon, with the clean rows of both views as keys (i-Mix, A.1 and A.2)."
@@ -394,11 +394,18 @@ class SupCLR(Goal):
         logp = (q @ k.T/self.tau).masked_fill(own, -torch.inf).log_softmax(1).masked_fill(own, 0)
         return -(logp @ positive)/(positive.sum(1) - positive).clamp(min=1)
 
-# %% ../../nbs/core/07_goals.ipynb #3850110f
+    def base_loss(self, step):
+        z = unit(torch.cat([view.z for view in step.views]))   # (2N, D)
+        return mean_by(torch.eye(len(z), device=z.device), self.loss(step, z, z))
+
+# %% ../../nbs/core/07_goals.ipynb #58fb2b32
 @dataclass(frozen=True)
 class CrossEntropy(Goal):
     "One view and its class: the supervised baseline."
     views, by_class, classifier = 1, True, True
+
+    def base_loss(self, step):
+        return self.score(step.views[0].z, self.labels(step))
 
     def labels(self, step: Step) -> "torch.Tensor":
         "One-hot classes (N, C)."

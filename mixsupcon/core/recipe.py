@@ -8,7 +8,7 @@ __all__ = ['torch', 'DATASET_NAMES', 'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', '
            'rescale_by_trust', 'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb',
            'learning_rate', 'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinAMix', 'LinIMix',
            'LinIMixReleased', 'LinSimSiam', 'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate',
-           'Machine', 'Tracking', 'shared_parts', 'all_parts']
+           'Machine', 'Classifier', 'Tracking', 'shared_parts', 'all_parts']
 
 # %% ../../nbs/core/05_recipe.ipynb #c668a21d
 import math
@@ -365,6 +365,13 @@ class Machine:
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
     free, aside = ("save_seconds",), ("device", "precision", "compile")
 
+# %% ../../nbs/core/05_recipe.ipynb #2b733f70
+@dataclass(frozen=True)
+class Classifier:
+    "The classifier that a method trains itself."
+    classifier_epochs: whole(0, 10**6) = 0   # how many of the last epochs judge it on the test images
+    added = dict(classifier_epochs=0)
+
 # %% ../../nbs/core/05_recipe.ipynb #ee19d292
 TRACKERS = "tensorboard", "wandb", "mlflow"   # each a library of its own, installed by the extra `track`
 
@@ -378,14 +385,14 @@ class Tracking:
         for name in self.track.split() or [self.track]:
             choose({word: word for word in ("none", *TRACKERS)}, name, "track")
 
-# %% ../../nbs/core/05_recipe.ipynb #a72edc2d
+# %% ../../nbs/core/05_recipe.ipynb #494f593d
 def shared_parts(goal) -> tuple:
     "The classes of options that every run with this goal has."
-    head = () if goal.classifier else (Head,)
+    head = (Classifier,) if goal.classifier else (Head,)
     overlay = () if goal.views == 1 else (InputMix,)
     return (Data, Views, Encoder, *head, *overlay, Training, Probe, Machine, Tracking)
 
 def all_parts() -> list:
     "Every class of options in this notebook and in `views`: the owners that a refusal can name."
     chosen = [*OPTIMIZERS.values(), *SCHEDULES.values(), *PROBES.values()]
-    return [Data, OwnImages, Views, Encoder, Head, InputMix, Training, Probe, Machine, Tracking, *chosen]
+    return [Data, OwnImages, Views, Encoder, Head, Classifier, InputMix, Training, Probe, Machine, Tracking, *chosen]

@@ -43,7 +43,7 @@ class View:
         "Keys (N, D), unit rows: the momentum encoder's projections, without gradient."
         return models.momentum_keys(self.step.net, self.x, self.step.gen if self.step.shuffle_bn else None)
 
-# %% ../../nbs/core/06_step.ipynb #25455b78
+# %% ../../nbs/core/06_step.ipynb #c9e36060
 class Step:
     "One training step: the network, the views of its images, their labels, and its random numbers."
 
@@ -56,6 +56,7 @@ class Step:
         self.gen = torch.Generator().manual_seed(mixing_gen.initial_seed() ^ 1) if mixing_gen else None
         self.mixer, self.depth = "none", 0   # how and at which depth this step mixes
         self.loss, self.new_keys, self.spread = None, (), None
+        self.rows, self.guides = None, {}    # which training images these are; what its mixers are told about them
         self.all_views = []
         self.views, self.small = self.look(*images), self.look(*small)
         self.share(self.views, self.small)

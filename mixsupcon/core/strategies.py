@@ -6,12 +6,12 @@
 __all__ = ['torch', 'Partner', 'LamPer', 'Plain', 'uses_momentum_encoder', 'odds_of', 'Mixing', 'MixSupCon', 'MixLabels', 'IMix',
            'IMixBoth', 'UnMix', 'MixCo', 'MixSiam', 'draw_bit']
 
-# %% ../../nbs/core/08_strategies.ipynb #a482d0f6
+# %% ../../nbs/core/08_strategies.ipynb #509a7480
 from dataclasses import dataclass
 from typing import Literal
 
 from .goals import Goal, infonce, mean_by, predict, unit
-from .mixers import DEPTHS, MIXERS, draw_mixer, mix
+from .mixers import DEPTHS, GUIDED, MIXER_OPTIONS, MIXERS, draw_mixer, mix
 from .options import Lazy, Positive, Share, YesNo, choose, real, require, split_numbers
 from .step import Step, View
 
@@ -45,7 +45,7 @@ def odds_of(words: str) -> list[float]:
     require(fits, f"mixer_odds are probabilities that sum to one, such as '.3 .7', not {words!r}")
     return values
 
-# %% ../../nbs/core/08_strategies.ipynb #806437da
+# %% ../../nbs/core/08_strategies.ipynb #32c8e644
 @dataclass(frozen=True)
 class Mixing:
     "What all mixing strategies have."
@@ -55,7 +55,7 @@ class Mixing:
     lam_per: LamPer = "sample"   # one weight per sample, or one per batch
     fold: YesNo = "no"           # λ ← max(λ, 1-λ): an image weighs at least half in its mixture
     partner: Partner = "perm"    # mix with: perm, cross_view, reverse, halves, derange, cross_derange
-    mixes, parts = True, ()
+    mixes, parts, choices = True, (), dict(mixer=MIXER_OPTIONS)
 
     def idle(self, cfg):
         names = self.mixer.split()
@@ -63,6 +63,8 @@ class Mixing:
         weights = ("alpha", "lam_per", "fold")
         if names == ["none"]:
             return reasons | dict.fromkeys([*weights, "partner"], "mixer none mixes nothing")
+        if names == ["comixup"]:
+            return reasons | dict.fromkeys([*weights, "partner"], "comixup chooses images and shares itself")
         return reasons | (dict.fromkeys(weights, "inputmix has weights of its own") if names == ["inputmix"] else {})
 
     def check(self, cfg):
@@ -75,6 +77,9 @@ class Mixing:
         require(not one_view, f"{cfg.method} has one view: choose partner perm, reverse, halves or derange")
         shared = self.inside and uses_momentum_encoder(cfg.goal) and cfg.share_bn != "none"
         require(not shared, f"{cfg.method} mixes inside its network and cannot share batch norm: leave out share_bn")
+        learned = [name for name in names if name in MIXER_OPTIONS]
+        require(not learned or len(names) == 1, f"mixer {' and '.join(learned)} is learned and must be the only one: "
+                                                f"leave out the others of {self.mixer!r}")
 
     @property
     def inside(self) -> bool:   # whether it may mix inside the network
@@ -85,7 +90,8 @@ class Mixing:
 
     def mix(self, step: Step, own: "torch.Tensor", other: "torch.Tensor") -> tuple:
         "Each of `own` mixed with a partner, perhaps of the view `other`, and the matrix (N, N) that mixed them."
-        return mix(own, other, step.mixing_gen, step.mixer, self.alpha, self.lam_per, self.partner, self.fold == "yes")
+        return mix(own, other, step.mixing_gen, step.mixer, self.alpha, self.lam_per, self.partner, self.fold == "yes",
+                   step.guides.get(step.mixer))
 
     def example(self, step: Step) -> tuple:
         "Mixed images of a step, to look at, and the matrix that mixed them."
@@ -181,7 +187,7 @@ class IMixBoth(IMix):
         k, q = [unit(step.net(torch.cat(pair), step.depth)) for pair in (clean, (x1, x2))]   # (2N, D)
         return mean_by(torch.block_diag(w1, w2), goal.loss(step, q, k))
 
-# %% ../../nbs/core/08_strategies.ipynb #7553f9a9
+# %% ../../nbs/core/08_strategies.ipynb #25df7735
 @dataclass(frozen=True)
 class UnMix(Mixing):
     "The base loss, and mixtures of view 1 whose positives are their sources' keys in view 2 (Un-Mix, eq. 5)."
@@ -201,6 +207,9 @@ class UnMix(Mixing):
         usual = (self.target_view, self.mixed_views) == ("other", "one")
         require(cfg.goal.views == 2 or usual, f"{cfg.method} has more than two views and mixes the first: "
                                               "leave out target_view and mixed_views")
+        alone = not (self.mixed_views == "both" and any(name in GUIDED for name in self.mixer.split()))
+        require(alone, f"mixed_views both mixes two views at once, for which {self.mixer} has no guide: "
+                       "choose mixed_views one or each")
         outside = not (self.mixed_views == "both" and uses_momentum_encoder(cfg.goal) and self.inside)
         require(outside, f"mixed_views both shows {cfg.method}'s momentum encoder mixed images: "
                          "choose a mixer of images")

@@ -5,6 +5,7 @@ import amix_oracle
 import numpy as np
 import pytest
 import torch
+from mixsupcon.core import learned_mixers
 from mixsupcon.core.mix_block import (ATTENTIONS, CONTENTS, LAM_ENCODINGS, MASKS, UPSAMPLINGS, MixBlock, adjusted,
                                       by_mask, constant_near_ends, mask_loss)
 
@@ -169,3 +170,69 @@ def test_by_mask():
     mixed, share = by_mask(double(xa), double(xb), lam, None, double(masks(0)))
     assert np.allclose(mixed.detach().numpy(), amix_oracle.blend(xa, xb, masks(0)), atol=1e-12)
     assert torch.equal(share, lam)
+
+
+# ---------------------------------------------------------------- losses of a mixture
+
+N, D, C, M, TAU = 6, 3, 4, 9, .3
+
+
+def unit(x):
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def pairs(seed, classes=C):
+    "Labels of images, partners and a queue; partners are of another class where there is more than one."
+    rng = np.random.default_rng(seed)
+    y, p = np.arange(N) % classes, (np.arange(N) + 1) % N
+    y[-1] = 1   # not the class of its partner, image 0
+    arrays = dict(q=rng.normal(size=(N, D)), ki=rng.normal(size=(N, D)), kj=rng.normal(size=(N, D)),
+                  logits=rng.normal(size=(N, C)), queue=rng.normal(size=(M, D)), lam=rng.uniform(size=N))
+    return arrays, y, p, rng.integers(classes, size=M)
+
+
+def mixed(x, y, p):
+    y = torch.tensor(y)
+    return learned_mixers.Mixed(q=unit(x["q"]), ki=unit(x["ki"]), kj=unit(x["kj"]), lam=x["lam"], yi=y, yj=y[p],
+                                logits=x["logits"], tau=TAU)
+
+
+def alike(y, other):
+    "Which rows of the queue have the class of each image."
+    return torch.tensor(np.asarray(y)[:, None] == np.asarray(other)[None])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_by_class(seed):
+    arrays, y, p, _ = pairs(seed)
+    weights = np.random.default_rng(seed + 9).uniform(size=C)
+    assert_same(lambda x: learned_mixers.ce(mixed(x, y, p)),
+                lambda x: amix_oracle.ce(x["logits"], y, y[p], x["lam"]), arrays)
+    assert_same(lambda x: learned_mixers.ce(mixed(x, y, p), torch.tensor(weights)),
+                lambda x: amix_oracle.ce(x["logits"], y, y[p], x["lam"], weights), arrays)
+    assert_same(lambda x: learned_mixers.pbce(mixed(x, y, p)),
+                lambda x: amix_oracle.pbce(x["logits"], y, y[p], x["lam"]), arrays)
+
+
+def test_two_of_one_class_teach_nothing_between_them():
+    "Their two-way softmax has no slope."
+    arrays, y, p, _ = pairs(0, classes=1)
+    x = {name: double(value) for name, value in arrays.items()}
+    slope, = torch.autograd.grad(learned_mixers.pbce(mixed(x, y*0, p)), x["logits"])
+    assert slope.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_by_key(seed):
+    "Either key alone against the other, against a queue, and against the part of the queue of other classes."
+    arrays, y, p, y_queue = pairs(seed)
+    none = torch.zeros(N, M, dtype=torch.bool)
+
+    def names(x):
+        return x["q"], x["ki"], x["kj"], x["lam"], TAU
+    assert_same(lambda x: learned_mixers.bce(mixed(x, y, p)), lambda x: amix_oracle.bce(*names(x)), arrays)
+    assert_same(lambda x: learned_mixers.infonce_pair(mixed(x, y, p), unit(x["queue"]), (none, none)),
+                lambda x: amix_oracle.infonce(*names(x), x["queue"]), arrays)
+    left_out = alike(y, y_queue), alike(y[p], y_queue)
+    assert_same(lambda x: learned_mixers.infonce_pair(mixed(x, y, p), unit(x["queue"]), left_out),
+                lambda x: amix_oracle.infonce_labels(*names(x), x["queue"], y, y[p], y_queue), arrays)

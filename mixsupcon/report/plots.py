@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['pd', 'SIGNIFICANT', 'OTHER', 'CURVES', 'FIGURES', 'SPREADS', 'EACH_DATA', 'row_names', 'draw_difference',
-           'draw_differences', 'cell_words', 'arrange', 'draw_heat_map', 'legend_below', 'draw_lines', 'folders_by_row',
-           'loss_curve', 'probe_curve', 'draw_band', 'row_styles', 'draw_together', 'draw_apart', 'draw_learning',
-           'draw_confusions', 'draw_cost', 'first_with', 'draw_embeddings', 'draw_mixtures', 'draw_figure',
-           'figure_or_reason']
+           'draw_differences', 'cell_words', 'columns_of', 'arrange', 'draw_heat_map', 'legend_below', 'draw_lines',
+           'folders_by_row', 'loss_curve', 'probe_curve', 'draw_band', 'row_styles', 'draw_together', 'draw_apart',
+           'draw_learning', 'draw_confusions', 'draw_cost', 'first_with', 'draw_embeddings', 'draw_mixtures',
+           'draw_figure', 'figure_or_reason']
 
 # %% ../../nbs/report/03_plots.ipynb #d7db3b6f
 from pathlib import Path
@@ -64,38 +64,47 @@ def draw_differences(study: Any, table: "pd.DataFrame", runs: Any = None, baseli
     fig.legend(marks, ["p ≤ .05 (Holm)", "not significant"], loc="outside upper right", ncols=2)
     return save_figure(fig)
 
-# %% ../../nbs/report/03_plots.ipynb #6141896d
+# %% ../../nbs/report/03_plots.ipynb #d8b52dc6
 def cell_words(row: dict) -> str:
     "A difference with its interval, and a star where p is at most .05."
     star = "*" if row["holm"] <= .05 else ""
     return f"{signed(row['difference'])}{star}\n[{signed(row['low'])}, {signed(row['high'])}]"
 
-def arrange(table: "pd.DataFrame", cells: dict) -> tuple:
-    "The table as a rectangle: mixers, values of α, differences and words; what has no α comes last."
-    rows = [row for row in table.to_dict("records") if row["row"] in cells and not np.isnan(row["p"])]
-    mixers = list(dict.fromkeys(mixer for mixer, _ in cells.values()))
-    alphas = sorted({alpha for _, alpha in cells.values()}, key=lambda alpha: (alpha is None, alpha))
-    differences, words = np.full((len(mixers), len(alphas)), np.nan), np.full((len(mixers), len(alphas)), "", object)
-    for row in rows:
-        mixer, alpha = cells[row["row"]]
-        where = mixers.index(mixer), alphas.index(alpha)
-        differences[where], words[where] = row["difference"], cell_words(row)
-    return mixers, ["no α" if alpha is None else f"{alpha:g}" for alpha in alphas], differences, words
+def columns_of(cells: dict) -> dict:
+    "The columns of a heat map and what they are called: numbers by size, what has none last, words as they come."
+    columns = dict.fromkeys(column for _, column in cells.values())
+    if not any(isinstance(column, str) for column in columns):
+        columns = sorted(columns, key=lambda column: (column is None, column))
+    named = {None: "no α"} | {column: column for column in columns if isinstance(column, str)}
+    return {column: named[column] if column in named else f"{column:g}" for column in columns}
 
-# %% ../../nbs/report/03_plots.ipynb #1b5fdc29
+def arrange(table: "pd.DataFrame", cells: dict) -> tuple:
+    "The table as a rectangle: names of lines and of columns, differences and words."
+    rows = [row for row in table.to_dict("records") if row["row"] in cells and not np.isnan(row["p"])]
+    lines, columns = list(dict.fromkeys(line for line, _ in cells.values())), columns_of(cells)
+    differences = np.full((len(lines), len(columns)), np.nan)
+    words = np.full(differences.shape, "", object)
+    for row in rows:
+        line, column = cells[row["row"]]
+        where = lines.index(line), [*columns].index(column)
+        differences[where], words[where] = row["difference"], cell_words(row)
+    return lines, [*columns.values()], differences, words
+
+# %% ../../nbs/report/03_plots.ipynb #582c0bf4
 @plt.rc_context(STYLE)
-def draw_heat_map(study: Any, table: "pd.DataFrame", runs: Any = None, *, cells: dict) -> plt.Figure:
-    "Differences from the baseline with their intervals, mixer by α; `cells` is row → (mixer, α or None)."
+def draw_heat_map(study: Any, table: "pd.DataFrame", runs: Any = None, *, cells: dict,
+                  x: str = "α of Beta(α, α)", y: str = "") -> plt.Figure:
+    "Differences from the baseline with their intervals; `cells` is row → (line, column): mixer and α, None or words."
     import seaborn as sns
-    mixers, alphas, differences, words = arrange(table, cells)
+    lines, columns, differences, words = arrange(table, cells)
     if np.isnan(differences).all():
         return draw_nothing()
-    fig, axes = panels(1, 1, 1.1 + .85*len(alphas), .6 + .46*len(mixers))
+    fig, axes = panels(1, 1, 1.1 + .85*len(columns), .6 + .46*len(lines))
     top = max(1e-6, float(np.nanmax(abs(differences))))
     label = f"difference from {baseline_words(study)} (points)"
     sns.heatmap(differences, ax=axes[0, 0], annot=words, fmt="", annot_kws={"size": 7}, cmap="PuOr", linewidths=1,
-                vmin=-top, vmax=top, xticklabels=alphas, yticklabels=mixers, cbar_kws={"label": label})
-    axes[0, 0].set(xlabel="α of Beta(α, α)", facecolor=".93")
+                vmin=-top, vmax=top, xticklabels=columns, yticklabels=lines, cbar_kws={"label": label})
+    axes[0, 0].set(xlabel=x, ylabel=y, facecolor=".93")
     axes[0, 0].tick_params(left=False, bottom=False, rotation=0)
     return save_figure(fig)
 

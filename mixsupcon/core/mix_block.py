@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAM_ENCODINGS', 'CONTENTS', 'ATTENTIONS', 'UPSAMPLINGS', 'MASKS', 'MEANS_OF', 'by_mask', 'stage', 'stage_width',
-           'LamChannel', 'LearnedScale', 'flatten_lam', 'FixedScale', 'linear_content', 'two_layer_content',
-           'CrossAttention', 'SelfAttention', 'attend', 'MixBlock', 'mask_loss', 'adjusted', 'constant_near_ends']
+           'LamChannel', 'LearnedScale', 'flatten_lam', 'FixedScale', 'linear_content', 'two_layer_content', 'drop',
+           'CrossAttention', 'SelfAttention', 'attend', 'init_normal', 'require_pairs', 'MixBlock', 'mask_loss',
+           'adjusted', 'constant_near_ends']
 
 # %% ../../nbs/core/13_mix_block.ipynb #ea80cc63
 from functools import partial
@@ -18,16 +19,16 @@ from mixsupcon.core.losses import full_precision
 from mixsupcon.core.mixers import per_image
 from mixsupcon.core.options import choose, require
 
-# %% ../../nbs/core/13_mix_block.ipynb #522b7ce9
+# %% ../../nbs/core/13_mix_block.ipynb #ea929208
 def by_mask(xa: torch.Tensor, xb: torch.Tensor, lam: torch.Tensor, gen: torch.Generator, mask: torch.Tensor) -> tuple:
-    "`mask` (N, 1, H, W) of the first image and the rest of the second; the label's share is λ."
+    "`mask` (N, 1, H, W) of the first image and the rest of the second; the share in the label is λ."
     return mask*xa + (1 - mask)*xb, lam
 
-# %% ../../nbs/core/13_mix_block.ipynb #7cc88dd4
+# %% ../../nbs/core/13_mix_block.ipynb #35c68538
 def stage(encoder: nn.Module, x: torch.Tensor, depth: int = 3) -> torch.Tensor:
     "Features (N, C, h, w) of images after `layer{depth}` of an encoder whose parts run one after the other."
     parts, last = dict(encoder.named_children()), f"layer{depth}"
-    require(last in parts, f"the mix block reads features after {last} of the encoder, which has none, only "
+    require(last in parts, f"the mix block reads features after {last} of the encoder, which has only "
                            f"{', '.join(parts)}: pass a ResNet as arch, or another block_layer")
     for name, part in parts.items():
         x = part(x)
@@ -65,13 +66,13 @@ class LearnedScale(nn.Module):
     def forward(self, h, lam):
         return (1 + self.gamma*per_image(lam, h))*h
 
-# %% ../../nbs/core/13_mix_block.ipynb #f7698fed
+# %% ../../nbs/core/13_mix_block.ipynb #1f72b85c
 def flatten_lam(lam: torch.Tensor, k: float) -> torch.Tensor:
-    "f_k(λ): 0, .5 and 1 stay, and the slope around .5 falls with `k`."
+    "f_k(λ): 0, .5 and 1 stay, and the smaller `k`, the smaller the slope at .5."
     return (4/3*lam**3 - 2*lam**2 + (k + 1)*lam)/(k + 1/3)
 
 class FixedScale(nn.Module):
-    "The released code: features times 1 + λ, with f_k(λ) for λ if k is above 0."
+    "The released code: features times 1 + λ, or 1 + f_k(λ) for k above 0."
     channels = 0
 
     def __init__(self, k: float = 0.):
@@ -83,17 +84,25 @@ class FixedScale(nn.Module):
 
 LAM_ENCODINGS = dict(concat=LamChannel, learned=LearnedScale, fixed=FixedScale)
 
-# %% ../../nbs/core/13_mix_block.ipynb #f91582f7
-def linear_content(channels: int, width: int, dropout: float) -> nn.Module:
-    "AutoMix: one linear map to a number for each pixel."
-    return nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Dropout(dropout))
+# %% ../../nbs/core/13_mix_block.ipynb #1df6f7fc
+def linear_content(channels: int, width: int) -> nn.Module:
+    "AutoMix: a linear map to one number for each pixel."
+    return nn.Sequential(nn.Conv2d(channels, 1, 1))
 
-def two_layer_content(channels: int, width: int, dropout: float) -> nn.Module:
+def two_layer_content(channels: int, width: int) -> nn.Module:
     "AMix: two layers with batch norm and ReLU between them."
     return nn.Sequential(
-        nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 1, 1), nn.Dropout(dropout))
+        nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 1, 1))
 
 CONTENTS = {"linear": linear_content, "two layers": two_layer_content}
+
+# %% ../../nbs/core/13_mix_block.ipynb #dc03bd7f
+def drop(x: torch.Tensor, share: float, gen: torch.Generator | None = None) -> torch.Tensor:
+    "`x` with a random `share` of its numbers zero and the others scaled up, drawn by `gen` on the CPU if there is one."
+    if gen is None:
+        return F.dropout(x, share)
+    stays = torch.rand(x.shape, generator=gen).to(x.device) >= share
+    return x*stays/(1 - share)
 
 # %% ../../nbs/core/13_mix_block.ipynb #7b532676
 class CrossAttention(nn.Module):
@@ -117,9 +126,9 @@ class SelfAttention(nn.Module):
 
 ATTENTIONS = dict(cross=CrossAttention, self=SelfAttention)
 
-# %% ../../nbs/core/13_mix_block.ipynb #5ff852ad
+# %% ../../nbs/core/13_mix_block.ipynb #95744714
 def attend(query: torch.Tensor, key: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
-    "The mean content (N, 1, h, w) of all pixels, weighted for each pixel by its attention."
+    "The mean (N, 1, h, w) of the contents of all pixels, weighted for each pixel by its attention."
     q, k, c = (full_precision(v).flatten(2) for v in (query, key, content))   # (N, C/2, h w) and (N, 1, h w)
     attention = (q.mT @ k/q.shape[1]**.5).softmax(-1)                         # (N, h w, h w), rows sum to one
     return (attention @ c.mT).mT.view(content.shape)
@@ -130,64 +139,81 @@ MASKS = dict(
     before=lambda score, enlarge: enlarge(score.sigmoid()),
     after=lambda score, enlarge: enlarge(score).sigmoid())
 
-# %% ../../nbs/core/13_mix_block.ipynb #6487c250
+# %% ../../nbs/core/13_mix_block.ipynb #f85c5f40
+def init_normal(net: nn.Module, std: float = .01) -> None:
+    "Draw the weights of all convolutions anew, with standard deviation `std`; biases are zero."
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=std)
+            nn.init.zeros_(part.bias)
+
+def require_pairs(ha: torch.Tensor, hb: torch.Tensor, lam: torch.Tensor, channels: int) -> None:
+    "Refuse what are not features of as many images as partners, and λ of each or of all."
+    fits = ha.shape == hb.shape and ha.dim() == 4 and ha.shape[1] == channels
+    require(fits, f"the mix block takes features (N, {channels}, h, w) of images and of partners, not "
+                  f"{tuple(ha.shape)} and {tuple(hb.shape)}")
+    require(lam.shape in ((len(ha),), (1,)), f"the mix block takes λ of shape ({len(ha)},) or (1,), not "
+                                             f"{tuple(lam.shape)}")
+
+# %% ../../nbs/core/13_mix_block.ipynb #bf026d09
 class MixBlock(nn.Module):
-    "How much of every pixel is the first image's; the defaults are AMix's Mix Block+."
+    "How much of every pixel is the first image's; by default AMix's Mix Block+."
     def __init__(self, channels: int, lam: str = "learned", content: str = "two layers", attention: str = "self",
                  upsampling: str = "bilinear", sigmoid: str = "after", dropout: float = .1, lam_curve: float = 0.):
         super().__init__()
-        require(not lam_curve or lam == "fixed", f"a curve of λ (k = {lam_curve:g}) goes with lam fixed, not {lam}")
-        self.channels, width = channels, max(channels//2, 1)
-        self.encoding = choose(LAM_ENCODINGS, lam, "lam")(*[lam_curve]*bool(lam_curve))
+        require(lam == "fixed" or not lam_curve, f"lam_curve goes with lam fixed, not with {lam}")
+        require(0 <= dropout < 1, f"dropout must be a share from 0 to below 1, not {dropout:g}")
+        self.channels, self.dropout, width = channels, dropout, max(channels//2, 1)
+        self.encoding = choose(LAM_ENCODINGS, lam, "lam")()
+        if lam_curve:
+            self.encoding.k = lam_curve
         encoded = channels + self.encoding.channels
-        self.content = choose(CONTENTS, content, "content")(encoded, width, dropout)
+        self.content = choose(CONTENTS, content, "content")(encoded, width)
         self.attention = choose(ATTENTIONS, attention, "attention")(encoded, width)
         self.enlarge, self.mask = choose(UPSAMPLINGS, upsampling, "upsampling"), choose(MASKS, sigmoid, "sigmoid")
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.normal_(part.weight, std=.01)
-                nn.init.zeros_(part.bias)
+        init_normal(self)
 
-    def forward(self, ha: torch.Tensor, hb: torch.Tensor, lam: torch.Tensor, size: tuple) -> torch.Tensor:
-        "The mask (N, 1, *size) of images whose features are `ha` (N, C, h, w), mixed with those of features `hb`."
-        fits = ha.shape == hb.shape and ha.dim() == 4 and ha.shape[1] == self.channels
-        require(fits, f"the mix block takes features (N, {self.channels}, h, w) of images and of partners, not "
-                      f"{tuple(ha.shape)} and {tuple(hb.shape)}")
+    def forward(self, ha: torch.Tensor, hb: torch.Tensor, lam: torch.Tensor, size: tuple,
+                gen: torch.Generator | None = None) -> torch.Tensor:
+        "The mask (N, 1, *size) of images with features `ha` (N, C, h, w), whose partners have `hb`."
+        require_pairs(ha, hb, lam, self.channels)
         ha, hb = full_precision(ha), full_precision(hb)
         lam = lam.to(ha)
         ha, hb = self.encoding(ha, lam), self.encoding(hb, 1 - lam)
         query, key = self.attention(ha, hb)   # (N, C/2, h, w)
         content = self.content(ha)            # (N, 1, h, w)
+        if self.training and self.dropout:
+            content = drop(content, self.dropout, gen)
         with torch.autocast(ha.device.type, enabled=False):
             return self.mask(attend(query, key, content), partial(self.enlarge, size=size))
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        "Put γ back into [0, 1]: to be called after each step of the optimizer."
+        "Put γ back into [0, 1], after a step of the optimizer."
         for gamma in self.encoding.parameters():
             gamma.clamp_(0, 1)
 
-# %% ../../nbs/core/13_mix_block.ipynb #191c1e68
-MEANS_OF = dict(image=(1, 2, 3), batch=(0, 1, 2, 3))   # over which axes a mask's mean is taken
+# %% ../../nbs/core/13_mix_block.ipynb #dc1b1738
+MEANS_OF = dict(image=(1, 2, 3), batch=(0, 1, 2, 3))   # over which axes a mean is taken
 
 def mask_loss(mask: torch.Tensor, lam: torch.Tensor, slack: float = .1, variance: float = 2.,
               mean_of: str = "image") -> torch.Tensor:
-    "How far the means of masks are from λ, beyond `slack`, less `variance` times their variance around the means."
-    mean = mask.mean(choose(MEANS_OF, mean_of, "mean_of"), keepdim=True)   # (N, 1, 1, 1), of the batch (1, 1, 1, 1)
-    lam = per_image(lam if len(mean) > 1 else lam.mean(0, keepdim=True), mask)
+    "How far means of masks (N, 1, H, W) are from λ, beyond `slack`, less `variance` times the variance of pixels."
+    mean = mask.mean(choose(MEANS_OF, mean_of, "mean_of"), keepdim=True)   # (N, 1, 1, 1), of a batch (1, 1, 1, 1)
+    lam = per_image(lam.to(mask) if len(mean) > 1 else lam.to(mask).mean(0, keepdim=True), mask)
     return ((lam - mean).abs() - slack).clamp(min=0).mean() - variance*(mask - mean).square().mean()
 
-# %% ../../nbs/core/13_mix_block.ipynb #8dbd9f29
+# %% ../../nbs/core/13_mix_block.ipynb #5bcf7139
 def adjusted(mask: torch.Tensor, lam: torch.Tensor, margin: float = 0.) -> torch.Tensor:
-    "`mask` (N, 1, H, W) scaled so that its mean is λ, where it is farther from it than `margin`."
+    "`mask` (N, 1, H, W), scaled to the mean λ where its own mean is farther from it than `margin`."
     lam, mean = per_image(lam.to(mask), mask), mask.mean((1, 2, 3), keepdim=True)
     eps = torch.finfo(mask.dtype).eps
-    less = mask*lam/mean.clamp(min=eps)                       # of the first image
-    more = 1 - (1 - mask)*(1 - lam)/(1 - mean).clamp(min=eps) # less of the second
+    less = mask*lam/mean.clamp(min=eps)                          # of the first image
+    more = 1 - (1 - mask)*(1 - lam)/(1 - mean).clamp(min=eps)    # less of the second
     return torch.where(mean > lam + margin, less, torch.where(mean < lam - margin, more, mask))
 
-# %% ../../nbs/core/13_mix_block.ipynb #ba8c4153
+# %% ../../nbs/core/13_mix_block.ipynb #841652ad
 def constant_near_ends(mask: torch.Tensor, lam: torch.Tensor, margin: float) -> torch.Tensor:
-    "λ at every pixel where λ or 1 - λ is at most `margin`, elsewhere `mask`."
+    "λ at every pixel of a mask (N, 1, H, W) where λ or 1 - λ is at most `margin`."
     lam = per_image(lam.to(mask), mask)
     return torch.where((lam <= margin) | (lam >= 1 - margin), lam, mask)

@@ -131,7 +131,7 @@ def slow_step(step: Step) -> Step:
         vars(ours).update({name: value for name, value in vars(theirs).items() if name == "key"})
     return slow
 
-# %% ../../nbs/core/12_learned_mixers.ipynb #2a5db5fe
+# %% ../../nbs/core/12_learned_mixers.ipynb #3bc6af2f
 class Mixed(NamedTuple):
     "Mixtures with what their sources are compared by; (N,) and (N, D) each, `j` the partner's."
     q: Any           # unit rows
@@ -153,9 +153,9 @@ def ce(m: Mixed, weight: "torch.Tensor | None" = None) -> "torch.Tensor":
     return halves_by(m.lam, *(nll(m.logits, y, weight, reduction="none") for y in (m.yi, m.yj)))
 
 def pbce(m: Mixed) -> "torch.Tensor":
-    "Cross-entropy between the two classes alone."
+    "Cross-entropy between the two classes alone; 0 where they are one."
     two = torch.stack([m.logits.gather(1, y[:, None])[:, 0] for y in (m.yi, m.yj)], 1)   # (N, 2)
-    return halves_by(m.lam, *(-two.log_softmax(1)).T)
+    return halves_by(m.lam, *(-two.log_softmax(1)*(m.yi != m.yj)[:, None]).T)
 
 def bce(m: Mixed) -> "torch.Tensor":
     "Which of the two keys: softmax over the similarities to both."

@@ -7,16 +7,18 @@ __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json',
            'read_json', 'log', 'read_log', 'mark_log', 'rewind', 'try_lock', 'open_lock', 'lock', 'unlock',
            'lock_owner', 'pack', 'unpack', 'checkpoints', 'flush_log', 'save_checkpoint', 'read_checkpoint',
            'set_aside', 'load_checkpoint', 'safe_name', 'last_folder', 'data_name', 'runs_root', 'run_folder',
-           'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'code_changes', 'check_same',
-           'open_run', 'read_config', 'cached', 'result_names', 'file_digest', 'read_rows', 'require_own_identity',
-           'gather', 'compare', 'check_seal', 'seal', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting',
-           'pick_run', 'find_folder', 'find_run', 'require_own_folder', 'delete_run']
+           'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'same_numbers', 'in_todays_terms',
+           'same_code', 'code_changes', 'check_same', 'open_run', 'read_config', 'cached', 'result_names',
+           'file_digest', 'read_rows', 'require_own_identity', 'gather', 'compare', 'check_seal', 'seal', 'fault',
+           'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder', 'find_run',
+           'require_own_folder', 'delete_run']
 
-# %% ../../nbs/lab/01_runs.ipynb #fafe5027
+# %% ../../nbs/lab/01_runs.ipynb #1a57e7a5
 import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -334,11 +336,26 @@ def differences(known: dict, now: dict) -> str:
               if old.get(name) != new.get(name)]
     return ", ".join(unlike) or "it was made by another revision of the code"
 
-# %% ../../nbs/lab/01_runs.ipynb #8f4372b3
+# %% ../../nbs/lab/01_runs.ipynb #cde8030e
+@cache
+def same_numbers() -> dict:
+    "Pieces of code rewritten without a change of numbers: name → {earlier fingerprint, '' if it was not there: today's}."
+    from importlib.resources import files
+    return json.loads((files("mixsupcon.lab")/"same_numbers.json").read_text())
+
+def in_todays_terms(code: dict) -> dict:
+    "Recorded fingerprints, today's in the place of earlier ones of the same numbers."
+    return {piece: same_numbers().get(piece, {}).get(mark, mark) for piece, mark in code.items()}
+
+def same_code(piece: str, earlier: str, today: str) -> bool:
+    "Whether a piece of code with these fingerprints makes the same numbers."
+    return earlier == today or same_numbers().get(piece, {}).get(earlier) == today
+
+# %% ../../nbs/lab/01_runs.ipynb #94eaeed4
 def code_changes(folder: Path, code: dict) -> list[str]:
     "The parts of the code that differ from those the folder was made with; none where it does not say."
     known = read_json(folder/"config.json", dict).get("code") or code
-    return sorted(name for name in known | code if known.get(name) != code.get(name))
+    return sorted(name for name in known | code if not same_code(name, known.get(name, ""), code.get(name, "")))
 
 # %% ../../nbs/lab/01_runs.ipynb #8b3a1a92
 def check_same(folder: Path, now: dict) -> None:

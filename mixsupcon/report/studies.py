@@ -114,19 +114,25 @@ def best_of(folders: list) -> tuple:
     best = min(folders, key=lambda folder: (states[folder] != "complete", not code_of_run(folder), folder.name))
     return best, states[best]
 
-# %% ../../nbs/report/01_studies.ipynb #d4f02575
+# %% ../../nbs/report/01_studies.ipynb #bac4f234
 def example_results(cfg: Any, accuracy: float) -> dict:
-    "Made-up results of a linear probe and of nearest neighbours around `accuracy`."
+    "Made-up results of probe, neighbours and, where the run judges it, its own classifier, around `accuracy`."
     row = dict(protocol=cfg.probe, metric="accuracy", value=accuracy, n=360, selection="last")
     best, train = dict(selection="best_test", value=accuracy + .01), dict(metric="train_accuracy", value=.995)
     rows = [row, row | best, row | train]
     near = [row | dict(protocol=name, value=accuracy - .02) for name in ("knn5", "knn20")]
     near.append(row | dict(protocol="features", metric="silhouette", value=.4))
     right, curve = round(100*accuracy), [accuracy/2, .9*accuracy, accuracy]
-    confusion = [[right, 100 - right], [100 - right, right]]
-    return dict(linear=dict(rows=rows, curve=curve, confusion=confusion, classes=["cat", "dog"]), knn=dict(rows=near))
+    matrix = [[right, 100 - right], [100 - right, right]]
+    linear = dict(rows=rows, curve=curve, confusion=matrix, classes=["cat", "dog"])
+    results = dict(linear=linear, knn=dict(rows=near))
+    if getattr(cfg, "classifier_epochs", 0):
+        rules = dict(last=accuracy, best_test=accuracy + .01, median_last10=accuracy - .01)
+        own = [row | dict(protocol="classifier", selection=rule, value=value) for rule, value in rules.items()]
+        results |= dict(classifier=dict(rows=own, curves=dict(classifier=curve)))
+    return results
 
-# %% ../../nbs/report/01_studies.ipynb #eb423ff5
+# %% ../../nbs/report/01_studies.ipynb #df02efe7
 def write_example_run(root: Path, cfg: Any, accuracy: float, finish: bool = True, code: dict = None) -> Path:
     "A run folder with made-up numbers around `accuracy`, for demonstrations and tests."
     from mixsupcon.lab.data import digest, write
@@ -137,10 +143,11 @@ def write_example_run(root: Path, cfg: Any, accuracy: float, finish: bool = True
     write_json(folder/"training.json", net | dict(epochs=80, images_seen=4000, passes=8000, seconds=3.5))
     for epoch in range(1, 9):
         log(folder, dict(epoch=epoch, loss=1 + 4*accuracy/epoch, lr=.1, seconds=1))
-    for name, result in example_results(cfg, accuracy).items():
+    results = example_results(cfg, accuracy)
+    for name, result in results.items():
         write_json(folder/f"{name}.json", net | result)
     if finish:
-        seal(folder, ["linear", "knn"])
+        seal(folder, [*results])
     unlock(folder)
     return folder
 

@@ -69,13 +69,19 @@ def embedding_table(folders: dict[str, Path], results: dict) -> "pd.DataFrame":
     return pd.DataFrame([dict(panel=name, run=folders[name].name) | {column: result[column] for column in columns}
                          for name, result in results.items()])
 
-# %% ../../nbs/report/02_tables.ipynb #a3b055f8
+# %% ../../nbs/report/02_tables.ipynb #3fd7893b
 NUMBERS = {   # column → protocol, metric, selection
     "linear": ("probe", "accuracy", "last"),
     "best test": ("probe", "accuracy", "best_test"),
     "best rate": ("probe", "accuracy", "best_test_rate"),
     "train": ("probe", "train_accuracy", "last"),
     "own head": ("own_head", "accuracy", "last"),
+    "classifier": ("classifier", "accuracy", "last"),
+    "classifier best": ("classifier", "accuracy", "best_test"),
+    "classifier median": ("classifier", "accuracy", "median_last10"),
+    "classifier mix": ("classifier_mix", "accuracy", "median_last10"),
+    "classifier slow": ("classifier_slow", "accuracy", "median_last10"),
+    "classifier slow mix": ("classifier_slow_mix", "accuracy", "median_last10"),
     "elsewhere": ("elsewhere", "accuracy", "last"),
     "knn5": ("knn5", "accuracy", "last"),
     "knn20": ("knn20", "accuracy", "last"),
@@ -114,7 +120,7 @@ def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     numbers = pd.DataFrame([rows.get(i) or {} for i in table.index], index=table.index, columns=columns)
     return pd.concat([table, numbers.astype(float)], axis=1)
 
-# %% ../../nbs/report/02_tables.ipynb #481c3f22
+# %% ../../nbs/report/02_tables.ipynb #bdf20233
 COLUMNS = {   # measure → title, factor, digits
     "linear": ("linear (last)", 100, 1),
     "best test": ("linear (best test)", 100, 1),
@@ -127,6 +133,12 @@ COLUMNS = {   # measure → title, factor, digits
     "gap": ("gap", 100, 1),
     "fed": ("FED", 1, 3),
     "own head": ("own classifier", 100, 1),
+    "classifier": ("own classifier (last)", 100, 1),
+    "classifier best": ("own classifier (best test)", 100, 1),
+    "classifier median": ("own classifier (median of last 10)", 100, 1),
+    "classifier mix": ("mixtures' classifier (median of last 10)", 100, 1),
+    "classifier slow": ("momentum classifier (median of last 10)", 100, 1),
+    "classifier slow mix": ("mixtures' momentum classifier (median of last 10)", 100, 1),
     "passes": ("forwards (thousands)", 1e-3, 0)}
 
 # %% ../../nbs/report/02_tables.ipynb #9c86a67a
@@ -206,8 +218,10 @@ def study_words(table: "pd.DataFrame", study: Any) -> "pd.DataFrame":
     p_title = "p" if table.p.count() == 1 else "p (Holm)"   # one comparison needs no correction
     return pd.DataFrame([words_of_row(row, study, p_title) for row in table.to_dict("records")])
 
-# %% ../../nbs/report/02_tables.ipynb #043f08af
-MORE_IS_BETTER = "linear", "best test", "elsewhere", "knn5", "knn20", "knn200", "silhouette", "own head"
+# %% ../../nbs/report/02_tables.ipynb #f4ba550f
+MORE_IS_BETTER = (
+    "linear", "best test", "elsewhere", "knn5", "knn20", "knn200", "silhouette", "own head", "classifier",
+    "classifier best", "classifier median", "classifier mix", "classifier slow", "classifier slow mix")
 
 def best_cells(table: "pd.DataFrame", words: "pd.DataFrame", columns: dict = COLUMNS) -> "pd.DataFrame":
     "Which cells of `words` hold the best mean of their column, data set and study."
@@ -276,13 +290,14 @@ def recipe_key(cfg: Any) -> tuple:
     skipped = {*gathered(cfg, "free"), *gathered(cfg, "aside"), *idle(cfg)}
     return (cfg.method, *sorted((name, value) for name, value in values(cfg).items() if name not in skipped))
 
-# %% ../../nbs/report/02_tables.ipynb #0378422b
+# %% ../../nbs/report/02_tables.ipynb #81d3673f
 def settings_of(row: Any, beside: Any) -> dict | None:
     "Our settings for a published row, where all of its names are known."
     method, data = beside.methods.get((row.method, row.mixer)), beside.datasets.get(row.dataset)
+    data = beside.datasets.get((row.dataset, row.arch), data)   # where a table has several networks
     if method is None or data is None:
         return None
-    return data | method | dict(epochs=int(row.epochs))
+    return data | method | ({} if np.isnan(row.epochs) else dict(epochs=int(row.epochs)))
 
 # %% ../../nbs/report/02_tables.ipynb #a34aa0b5
 def comparable(row: Any, besides: tuple) -> tuple:

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['torch', 'ADJUSTMENTS', 'Views', 'InputMix', 'middle_box', 'crop_boxes', 'resize_matrix', 'resized_crop', 'gray',
            'brightness', 'contrast', 'saturation', 'hue', 'jitter', 'blur_matrix', 'blur', 'Draw', 'draw_views',
-           'to_gray', 'recolour', 'blur_some', 'normalise', 'views', 'random_view', 'pad_and_crop']
+           'to_gray', 'recolour', 'blur_some', 'normalise', 'views', 'shift_boxes', 'reflected', 'pad_and_crop',
+           'random_view']
 
-# %% ../../nbs/core/03_views.ipynb #bca9b1a1
+# %% ../../nbs/core/03_views.ipynb #d03ec3af
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .options import Lazy, Share, YesNo, real, require
 
 torch = Lazy("torch")
 
-# %% ../../nbs/core/03_views.ipynb #98bfa029
+# %% ../../nbs/core/03_views.ipynb #6031bbd8
 @dataclass(frozen=True)
 class Views:
     "How random views of an image are drawn."
@@ -30,6 +31,8 @@ class Views:
     blur: Share = 0.                   # probability of Gaussian blur
     colour_first: YesNo = "no"         # jitter and gray before the crop, as the W-MSE authors do
     gray_first: YesNo = "no"           # gray before jitter, as in MoCo v1
+    crop: Literal["resized", "shift"] = "resized"   # a resized crop; or a shift by up to 4 pixels, the border reflected
+    added = dict(crop="resized")
 
     def check(self, cfg: Any) -> None:
         "Refuse a turn of hue by more than half the colour circle."
@@ -37,8 +40,9 @@ class Views:
         require(turn <= .5, f"jitter times hue_share is {turn:g}, but hue turns by at most .5: pass a lower hue_share")
 
     def idle(self, cfg: Any) -> dict:
-        "The options that change nothing without jitter or gray."
+        "The options that change nothing without jitter or gray, or where images are shifted."
         reasons = dict.fromkeys(["jitter_prob", "hue_share"], "jitter is 0") if not self.jitter else {}
+        reasons |= dict(crop_min="crop is shift") if self.crop == "shift" else {}
         if not self.jitter or not self.gray:
             reasons["gray_first"] = "jitter or gray is 0"
         if not self.jitter and not self.gray:
@@ -211,21 +215,34 @@ def views(x: "torch.Tensor", draw: Draw, mean: tuple, std: tuple, out: int | Non
         x = recolour(resized_crop(x, *box), draw, gray_first)
     return normalise(blur_some(x, draw), mean, std)
 
-# %% ../../nbs/core/03_views.ipynb #26f47dab
+# %% ../../nbs/core/03_views.ipynb #e88fdc41
+def shift_boxes(n: int, side: int, gen: "torch.Generator", pad: int = 4) -> "torch.Tensor":
+    "`n` random boxes (top, left, height, width) of `side` pixels in images with a frame of `pad`; (N, 4)."
+    return torch.cat([torch.randint(2*pad + 1, (n, 2), generator=gen), torch.full((n, 2), side)], 1)
+
+def reflected(x: "torch.Tensor", pad: int = 4) -> "torch.Tensor":
+    "Images with a frame of `pad` pixels, in which their border is reflected."
+    down, across = (torch.arange(-pad, size + pad, device=x.device).abs() for size in x.shape[2:])
+    high, wide = (size - 1 for size in x.shape[2:])
+    return x[:, :, high - (high - down).abs()][..., wide - (wide - across).abs()]
+
+# %% ../../nbs/core/03_views.ipynb #0366a3b2
+def pad_and_crop(x: "torch.Tensor", gen: "torch.Generator", mean: tuple, std: tuple,
+                 pad: int = 4, flip: float = .5) -> "torch.Tensor":
+    "Normalised views of square uint8 images, shifted over black by up to `pad` pixels and mirrored at random."
+    n, side = len(x), x.shape[-1]
+    boxes, mirrored = shift_boxes(n, side, gen, pad).to(x.device), torch.rand(n, generator=gen) < flip
+    framed = torch.nn.functional.pad(x/255., (pad,)*4)
+    return normalise(resized_crop(framed, boxes, side, mirrored.to(x.device)), mean, std)
+
+# %% ../../nbs/core/03_views.ipynb #36fac2d3
 def random_view(cfg: Any, x: "torch.Tensor", gen: "torch.Generator", mean: tuple, std: tuple,
                 scale: tuple | None = None, out: int | None = None) -> "torch.Tensor":
     "A random view of each uint8 image by the options `cfg`; `scale` and `out` are those of small crops."
     low, top = scale or (cfg.crop_min, 1.)
     draw = draw_views(len(x), x.shape[-2:], gen, low, cfg.flip, cfg.jitter, cfg.gray, top, cfg.blur,
                       cfg.jitter_prob, cfg.hue_share)
+    if cfg.crop == "shift" and not scale:
+        draw, out = draw._replace(boxes=shift_boxes(len(x), x.shape[-1], gen)), out or x.shape[-1]
+        x = reflected(x)
     return views(x, draw, mean, std, out, cfg.colour_first == "yes", cfg.gray_first == "yes")
-
-# %% ../../nbs/core/03_views.ipynb #22c5a658
-def pad_and_crop(x: "torch.Tensor", gen: "torch.Generator", mean: tuple, std: tuple,
-                 pad: int = 4, flip: float = .5) -> "torch.Tensor":
-    "Normalised views of square uint8 images, shifted over black by up to `pad` pixels and mirrored at random."
-    n, side = len(x), x.shape[-1]
-    corner, mirrored = torch.randint(2*pad + 1, (n, 2), generator=gen), torch.rand(n, generator=gen) < flip
-    boxes = torch.cat([corner, torch.full((n, 2), side)], 1).to(x.device)
-    framed = torch.nn.functional.pad(x/255., (pad,)*4)
-    return normalise(resized_crop(framed, boxes, side, mirrored.to(x.device)), mean, std)

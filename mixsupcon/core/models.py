@@ -290,7 +290,7 @@ def update_queue(net: Net, momentum: float, new_keys: tuple = ()) -> None:
     if len(new_keys):
         net.queue = push(net.queue, new_keys)
 
-# %% ../../nbs/core/04_models.ipynb #a8e49b3c
+# %% ../../nbs/core/04_models.ipynb #53cc0e9f
 def add_mix_block(net: Net, cfg: Any) -> None:
     "The network that draws masks from the features of an encoder's stage."
     from mixsupcon.core.mix_block import MixBlock, stage_width
@@ -318,8 +318,9 @@ def add_clusters(net: Net, cfg: Any) -> None:
     net.clusters = Clusters(cfg.clusters, net.encoder.width if cfg.goal.classifier else cfg.out, seed=cfg.seed)
 
 def add_cluster_head(net: Net, cfg: Any) -> None:
-    "A classifier of clusters, or of as many classes."
-    net.cluster_head = nn.Linear(net.encoder.width, cfg.clusters)
+    "A classifier of clusters, or of as many classes where the method has none of its own."
+    if not cfg.goal.classifier or "_clusters" in cfg.block_loss:
+        net.cluster_head = nn.Linear(net.encoder.width, cfg.clusters)
 
 def add_queue_labels(net: Net, cfg: Any) -> None:
     "The labels of the keys in the queue; -1 for the random ones at the start."

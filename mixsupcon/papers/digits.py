@@ -14,7 +14,7 @@ from ..core.options import Lazy
 
 pd = Lazy("pandas")   # imported when first used
 
-# %% ../../nbs/papers/00_digits.ipynb #6ae26297
+# %% ../../nbs/papers/00_digits.ipynb #9fcd61e0
 digits = Recipe(
     source="the bundled digits in about a minute", fidelity="ours",
     default_for=("digits", "digits_low", "digits_high"),
@@ -22,7 +22,8 @@ digits = Recipe(
         arch="resnet8", image_size=16, epochs=20, batch_size=64, lr=.1, schedule="cosine", tau=.1,
         crop_min=.7, flip=0., jitter=.2, gray=0.,
         probe_crop=.7, probe_flip=0., probe_epochs=30, probe_lr=.5,
-        queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32),
+        queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32,
+        block_momentum=.99, clusters=10),
     rows=dict(
         byol=dict(head="mlpbn_bn", lr=.1, momentum=.7, momentum_schedule="constant"),
         simsiam=dict(hidden=128, out=128),

@@ -9,15 +9,16 @@ __all__ = ['torch', 'mix_block', 'clustering', 'models', 'WORDS', 'step_on', 'sa
            'AMixBlock', 'AutoMixBlock', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
            'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
-# %% ../../nbs/core/12_learned_mixers.ipynb #ba22a16e
+# %% ../../nbs/core/12_learned_mixers.ipynb #0fad28b4
 import math
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from .goals import Goal, mean_by, unit
-from .mixers import GUIDED, GUIDES, LAM_PER, MIXER_OPTIONS, MIXERS, PARTNERS, draw_lam, mix
+from .mixers import GUIDED, GUIDES, LAM_PER, MIXER_OPTIONS, PARTNERS, draw_lam, mix
 from .options import Config, Lazy, Share, YesNo, choose, real, require, whole
+from .saliency import MIXERS   # with its rows
 from .step import Step, View
 from .strategies import LamPer, Mixing, MixLabels, Partner, uses_momentum_encoder
 

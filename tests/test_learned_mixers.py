@@ -1,0 +1,140 @@
+"Mixers that learn or look: laws of whole steps, what is refused, and that training can go on where it stopped."
+import pytest
+import torch
+from mixsupcon.core.configure import configure
+from mixsupcon.core.methods import METHODS, loss_of, parts_of_net
+from mixsupcon.core.models import make_net
+from mixsupcon.core.options import Config, Refusal, stream
+from mixsupcon.core.recipe import Head
+from mixsupcon.lab.train import Learner, pretrain, resolve_device, train_epoch
+from torch import nn
+
+SMALL = dict(dataset="digits", arch="resnet8", image_size=8, batch_size=20, device="cpu", epochs=4)
+LEARNED = {"automix": {}, "amix": {}, "amix_i": dict(queue=80), "amix_c": dict(queue=80, clusters=5),
+           "mixsupcon": dict(mixer="amix"), "npair_imix": dict(mixer="amix"), "moco_unmix": dict(mixer="automix", queue=80)}
+
+
+def net_of(cfg, classes=3, side=16):
+    own = (*cfg.parts, Head(head="linear", out=classes)) if cfg.goal.classifier else cfg.parts
+    return make_net(Config(cfg.method, cfg.preset, own), side, parts_of_net(cfg)).double()
+
+
+def step_of(cfg, net, mixing="mix", n=6):
+    "A whole step on random images in float64."
+    images = [torch.randn(n, 3, 16, 16, generator=stream(i, "x"), dtype=torch.float64) for i in range(cfg.goal.views)]
+    y, rows = torch.arange(n) % 3, torch.arange(n)
+    return loss_of(cfg, net, images, y, 3, stream(0, mixing), 1, rows)
+
+
+class Constant(nn.Module):
+    "A block that makes every mask λ."
+    def forward(self, ha, hb, lam, size, gen=None):
+        return lam.to(ha).view(-1, 1, 1, 1).expand(len(ha), 1, *size)
+
+
+@pytest.mark.parametrize("method", ["ce", "mixsupcon", "npair_imix", "supclr_imix", "moco_unmix", "moco_mix", "byol_unmix"])
+def test_a_constant_mask_is_mixup(method, monkeypatch):
+    "With the mask λ everywhere a learned mixer makes MixUp's loss, λ and partners drawn alike."
+    sizes = dict(SMALL, **(dict(queue=40) if "moco" in method else {}))
+    learned, plain = (configure(method, mixer=mixer, **sizes) for mixer in ("amix", "mixup"))
+    monkeypatch.setattr(type(learned.parts[2]), "own_loss", lambda self, cfg, step: 0.)
+    nets = [net_of(cfg) for cfg in (learned, plain)]
+    nets[0].mix_block = Constant()
+    nets[1].load_state_dict({k: v for k, v in nets[0].state_dict().items() if k in nets[1].state_dict()})
+    losses = [step_of(cfg, net).loss for cfg, net in zip((learned, plain), nets)]
+    assert torch.isclose(*losses, rtol=1e-10), losses
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_who_learns_from_what(method):
+    "The encoder's loss does not reach the block; the block's reaches nothing else but the head for its classes."
+    cfg = configure(method, **SMALL, **LEARNED[method])
+    net = net_of(cfg)
+    if hasattr(net, "clusters"):
+        net.clusters.fill(torch.nn.functional.normalize(torch.randn(20, cfg.out, generator=stream(0, "f")).double()))
+    block = next(part for part in cfg.parts if hasattr(part, "own_loss"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(block), "own_loss", lambda self, cfg, step: 0.)
+        alone = gradients(net, step_of(cfg, net).loss)
+    both = gradients(net, step_of(cfg, net).loss)
+    own = {"mix_block", "cluster_head"}
+    assert not own & alone.keys() and {"encoder"} <= alone.keys() and own & both.keys() >= {"mix_block"}
+    assert "momentum_encoder" not in both
+    for part, grads in alone.items():   # adding the block's loss changes no gradient of the rest
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(grads, both[part])), part
+
+
+def gradients(net, loss):
+    "Part of a network → the gradients that are not zero throughout."
+    net.zero_grad()
+    loss.backward()
+    reached = {}
+    for name, p in net.named_parameters():
+        if p.grad is not None and p.grad.any():
+            reached.setdefault(name.partition(".")[0], []).append(p.grad.clone())
+    return reached
+
+
+@pytest.mark.parametrize("method", ["ce", "mixsupcon", "simclr_imix", "moco_mix", "byol_unmix", "swav_unmix", "mixsiam"])
+@pytest.mark.parametrize("mixer", ["saliencymix", "puzzlemix", "comixup"])
+def test_salient_mixers_serve_every_goal(method, mixer):
+    "A finite loss that reaches the encoder, the same again from the same draws; the pass for saliency leaves no trace."
+    cfg = configure(method, mixer=mixer, **SMALL, **(dict(queue=40) if "moco" in method else {}))
+    net = net_of(cfg)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    first = step_of(cfg, net).loss
+    first.backward()
+    assert first.isfinite() and any(p.grad is not None and p.grad.any() for p in net.encoder.parameters())
+    net.load_state_dict(before)
+    assert torch.equal(step_of(cfg, net).loss, first)
+
+
+def test_what_is_refused():
+    "One sentence each, before anything is trained."
+    for words, method, options in [
+            ("must be the only one", "mixsupcon", dict(mixer="amix mixup")),
+            ("block_loss own alone", "mixsupcon", dict(mixer="amix", block_loss="infonce")),
+            ("block_loss", "amix_i", dict(block_loss="infonce bse")),
+            ("has no block_lr", "mixsupcon", dict(block_lr=.1)),
+            ("there are no clusters", "amix_i", dict(clusters=5)),
+            ("has a momentum encoder", "amix_i", dict(block_momentum=.9)),
+            ("no guide", "moco_unmix", dict(mixer="puzzlemix", mixed_views="both")),
+            ("inside_mixer is one mixer", "moco_mix", dict(inside_mixer="amix"))]:
+        with pytest.raises(Refusal, match=words):
+            configure(method, **options)
+
+
+def test_more_clusters_than_images(tiny, tmp_path):
+    with pytest.raises(Refusal, match="do not make 500 clusters"):
+        pretrain(configure("amix_c", **SMALL | dict(image_size=0), queue=20, clusters=500), tiny, tmp_path)
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_the_block_goes_on_where_it_stopped(method, tiny):
+    "After two epochs all tensors into a fresh learner, two more: the same bits as four at a stretch."
+    sizes = dict(batch_size=len(tiny.train_x)//2, **{k: 2*(len(tiny.train_x)//2) for k in ("queue",) if k in LEARNED[method]})
+    more = {k: v for k, v in LEARNED[method].items() if k != "queue"}
+    cfg = resolve_device(configure(method, epochs=4, device="cpu", arch="resnet8", last_batch="drop", **sizes, **more))
+    straight, halved = (Learner(cfg, tiny, torch.device("cpu")) for _ in range(2))
+    for learner in (straight, halved):
+        if hasattr(learner.net, "clusters"):
+            learner.net.clusters.fill(torch.nn.functional.normalize(torch.randn(len(tiny.train_x), cfg.out,
+                                                                               generator=stream(0, "f"))))
+    run(cfg, straight, tiny, range(1, 5))
+    run(cfg, halved, tiny, range(1, 3))
+    again = Learner(cfg, tiny, torch.device("cpu"))
+    again.load(halved.tensors())
+    run(cfg, again, tiny, range(3, 5))
+    ours, theirs = again.tensors(), straight.tensors()
+    assert ours.keys() == theirs.keys() and any("mix_block" in name for name in ours)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def run(cfg, learner, data, epochs):
+    for epoch in epochs:
+        train_epoch(cfg, learner, data.train_x, data.train_y, data, epoch)
+
+
+def test_methods_of_the_fifth_paper_are_rows():
+    assert {"automix", "amix", "moco_mix", "amix_i", "amix_c"} <= {*METHODS}
+    assert METHODS["amix_i"].title == "AMix-I"

@@ -5,7 +5,8 @@ import amix_oracle
 import numpy as np
 import pytest
 import torch
-from mixsupcon.core import learned_mixers
+from mixsupcon.core import learned_mixers, saliency
+from mixsupcon.core.clusters import Clusters
 from mixsupcon.core.mix_block import (ATTENTIONS, CONTENTS, LAM_ENCODINGS, MASKS, UPSAMPLINGS, MixBlock, adjusted,
                                       by_mask, constant_near_ends, mask_loss)
 
@@ -236,3 +237,225 @@ def test_losses_by_key(seed):
     left_out = alike(y, y_queue), alike(y[p], y_queue)
     assert_same(lambda x: learned_mixers.infonce_pair(mixed(x, y, p), unit(x["queue"]), left_out),
                 lambda x: amix_oracle.infonce_labels(*names(x), x["queue"], y, y[p], y_queue), arrays)
+
+
+# ---------------------------------------------------------------- clusters
+
+@pytest.mark.parametrize("seed, n, k, smallest, every, drift", [
+    (0, 200, 4, 5, 10, 0.), (1, 200, 4, 20, 10, .2), (2, 200, 8, 10, 10, .5), (3, 120, 6, 8, 3, .1)])
+def test_clusters(seed, n, k, smallest, every, drift):
+    "Step by step: features that drift apart dissolve clusters and split others, which any way of halving may do."
+    gen, width = torch.Generator().manual_seed(seed), 3
+    clusters = Clusters(k, width, every=every, smallest=smallest, seed=seed).double()
+    clusters.fill(torch.randn(n, width, generator=gen, dtype=torch.float64))
+    splits = 0
+    for step in range(1, 41):
+        rows = torch.randperm(n, generator=gen)[:16]
+        features = torch.randn(16, width, generator=gen, dtype=torch.float64)
+        features[:, 0] += drift*step
+        before = [x.clone().numpy() for x in (clusters.bank, clusters.labels, clusters.centroids)]
+        clusters.update(rows, features)
+        bank, labels, centroids, empty = amix_oracle.odc_step(*before, rows.tolist(), features.numpy(), step,
+                                                              every=every, smallest=smallest)
+        assert np.allclose(clusters.bank.numpy(), bank, atol=1e-12)
+        ours = clusters.labels.tolist()
+        assert not amix_oracle.odc_split_faults(labels, ours, empty, k)
+        assert empty or ours == labels
+        means = amix_oracle.cluster_means(bank, ours, centroids)
+        for c in range(k):
+            moved = c in empty or [label == c for label in ours] != [label == c for label in labels]
+            assert np.allclose(clusters.centroids[c].numpy(), means[c] if moved else centroids[c], atol=1e-12)
+        splits += len(empty)
+    assert bool(splits) == bool(drift)
+    assert np.allclose(clusters.weights().numpy(), amix_oracle.odc_weights(ours, k), atol=1e-6)
+
+
+# ---------------------------------------------------------------- PuzzleMix
+
+def puzzles(seed, side=16, n=3):
+    "Images and partners whose channels go from 0 to 1, their saliency, and λ."
+    rng = np.random.default_rng(seed)
+    x = rng.random((2, n, 3, side, side))
+    x[0, 0, :, 0, 0], x[1, 1, :, 1, 1] = 0, 1
+    return *x, *rng.random((2, n, side, side))**2, rng.uniform(size=n)
+
+
+def tensors(*arrays):
+    return [torch.tensor(x) for x in arrays]
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("b", [2, 4, 8])
+def test_puzzle_costs(b, levels):
+    "Saliency, prior and smoothness of each block and border, in whole numbers; edges count squares of whole steps."
+    xa, xb, sa, sb, lam = puzzles(b)
+    unary, weight = saliency.puzzle_costs(*tensors(xa, xb, lam, sa, sb), b, levels)
+    for i in range(3):
+        costs, down, right = amix_oracle.puzzle_terms(xa[i], xb[i], sa[i], sb[i], lam[i], b, levels)
+        scale = 1000*b**2
+        assert np.abs(unary[i].T.reshape(b, b, levels) - (levels - 1)**2*scale*costs).max() <= 1
+        assert np.abs(weight[i] - scale*np.concatenate([down.ravel(), right.ravel()])).max() <= 1
+
+
+def test_the_split_of_smoothness_is_exact():
+    "Of two labels: all labellings cost what the images' differences say, up to one constant."
+    (xa, *_), (xb, *_), (sa, *_), (sb, *_), (lam, *_) = puzzles(0)
+    terms = amix_oracle.puzzle_terms(xa, xb, sa, sb, lam, 2, 2)
+    gaps = []
+    for labels in product(product(range(2), repeat=2), repeat=2):
+        direct = amix_oracle.puzzle_direct_energy(labels, xa, xb, sa, sb, lam, 2)
+        gaps.append(amix_oracle.puzzle_energy(labels, *terms) - direct)
+    assert np.ptp(gaps) < 1e-12 < abs(gaps[0])
+
+
+@pytest.mark.parametrize("size, levels", [((2, 2), 2), ((2, 2), 3), ((2, 3), 3), ((3, 3), 2), ((3, 4), 2)])
+def test_cuts(size, levels):
+    "The least of all labellings: squared steps by one cut, Potts by swaps, which never are above one label everywhere."
+    (high, wide), rng = size, np.random.default_rng(sum(size))
+    ends, steps = saliency.grid_ends(high, wide), np.arange(levels)
+    squares, potts = (steps[:, None] - steps)**2, 1 - np.eye(levels, dtype=int)
+    for _ in range(3):
+        costs = rng.integers(100, size=(high, wide, levels))
+        down, right = rng.integers(60, size=(high - 1, wide)), rng.integers(60, size=(high, wide - 1))
+        unary = costs.reshape(1, -1, levels).transpose(0, 2, 1)
+        weight = np.concatenate([down.ravel(), right.ravel()])[None]
+        cut = saliency.level_cut(unary, weight, ends)
+        least = amix_oracle.lowest_grid_energy(costs, down*(levels - 1)**2, right*(levels - 1)**2)
+        assert saliency.energy(cut, unary, weight, ends, squares)[0] == least
+        swapped = saliency.swap(rng.integers(levels, size=(1, high*wide)), unary, weight, ends, potts)
+        reached = saliency.energy(swapped, unary, weight, ends, potts)[0]
+        least = amix_oracle.lowest_grid_energy(costs, down, right, potts=True)
+        assert least <= reached <= costs.sum((0, 1)).min()
+        assert levels > 2 or reached == least
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_puzzlemix(side):
+    "The cheapest mask of two blocks a side; then the patches of both images, moved, where it shows them."
+    xa, xb, sa, sb, lam = puzzles(side, side)
+    masks = {b: np.asarray(saliency.puzzle_mask(*tensors(xa, xb, lam, sa, sb), b=b))
+             for b in saliency.block_counts((side, side))}
+    for i in range(3):
+        terms = amix_oracle.puzzle_terms(xa[i], xb[i], sa[i], sb[i], lam[i], 2)
+        ours = amix_oracle.puzzle_energy((2 - 2*masks[2][i]).astype(int), *terms)
+        assert abs(ours - amix_oracle.lowest_energy(*terms)[1]) < 5/4000   # of five or so whole numbers
+
+    for seed in range(3):   # the number of blocks is drawn
+        mixed, share = saliency.puzzlemix(*tensors(xa, xb, lam), torch.Generator().manual_seed(seed), *tensors(sa, sb))
+        gaps = []
+        for b, mask in masks.items():
+            theirs = [puzzle(b, side, mask[i], (xa[i], sa[i]), (xb[i], sb[i])) for i in range(3)]
+            gaps.append(max(np.abs(mixed.numpy() - theirs).max(), np.abs(share.numpy() - mask.mean((1, 2))).max()))
+        assert min(gaps) < 1e-6
+
+
+def puzzle(b, side, mask, *images):
+    "A mixture, from its mask (b, b) and the plans of transport."
+    across = b*saliency.patches_per_block((side, side), b)
+    total = 0
+    for shown, (x, s) in zip((mask, 1 - mask), images, strict=True):
+        worth = amix_oracle.puzzle_unary(s, across)
+        seen = amix_oracle.nearest(shown, (across, across))
+        plan = saliency.transport_plan(*tensors(worth.reshape(1, -1), seen.reshape(1, -1)))[0].tolist()
+        assert sorted(plan) == list(range(across**2))
+        costs = amix_oracle.transport_costs(worth, seen)
+        assert sum(costs[i, j] for j, i in enumerate(plan)) <= costs.trace() + 1e-12   # never dearer than to stay
+        places = [plan.index(i) for i in range(across**2)]
+        total = total + amix_oracle.nearest(shown, (side, side))*amix_oracle.move_patches(x, places, side//across)
+    return total
+
+
+# ---------------------------------------------------------------- Co-Mixup
+
+def sets(seed, m=5):
+    "The saliency of a set of images, their conflicts, and their costs by block, with and without the prior."
+    s = np.random.default_rng(seed).random((m, 16, 16))**2
+    conflicts = np.asarray(saliency.conflicts(torch.tensor(s)))
+    costs = np.asarray(saliency.set_costs(torch.tensor(s), torch.Generator().manual_seed(seed)))
+    return s, conflicts, costs, amix_oracle.comixup_unary(s)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_comixup_costs(seed):
+    "Distances between peaks on an 8×8 grid; minus saliency, and one prior for all blocks of an image."
+    s, conflicts, costs, unary = sets(seed)
+    distances = np.array(amix_oracle.peak_distances([amix_oracle.block_means(one, 2) for one in s]))
+    assert np.allclose(conflicts, amix_oracle.comixup_affinity(distances*len(s)/distances.sum()), atol=1e-12)
+    prior = costs - np.reshape(unary, costs.shape)
+    assert np.ptp(prior, axis=1).max() < 1e-6
+    assert np.isclose(np.exp(-prior[:, 0]/(.05/16)).sum(), 1, atol=1e-4)   # of shares
+    counts = np.random.default_rng(seed).integers(30, size=len(s))
+    for threshold in (0., .83*16):
+        assert np.allclose(saliency.crowding(counts, conflicts, threshold),
+                           amix_oracle.comixup_penalty(conflicts, counts, threshold=threshold), atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sweeps_never_raise_the_objective(seed):
+    "Without the threshold, which the objective does not have."
+    _, conflicts, costs, unary = sets(seed)
+    m, prior = len(costs), (costs - np.reshape(unary, costs.shape))[:, 0]
+    labels = np.random.default_rng(seed).integers(m, size=(m, 16))
+    for _ in range(3):
+        before = amix_oracle.comixup_objective(labels.reshape(m, 4, 4), unary, prior, conflicts)
+        pairs = saliency.sweep(np.stack([labels, labels], -1), np.stack([costs]*m), conflicts, 0., False)
+        labels = pairs[..., 0]
+        assert (pairs[..., 1] == labels).all()
+        assert amix_oracle.comixup_objective(labels.reshape(m, 4, 4), unary, prior, conflicts) < before + 1e-9
+
+
+@pytest.mark.slow
+def test_an_output_of_two_images_is_the_cheapest():
+    "Of all 2^16."
+    costs = .1*np.random.default_rng(0).random((2, 16))
+    pairs = saliency.relabelled(np.zeros((16, 2), dtype=int), costs, False)
+    table, edges = costs.T.reshape(4, 4, 2), np.full((4, 4), .32/16)
+    least = amix_oracle.lowest_grid_energy(table, edges, edges, potts=True)
+    assert abs(amix_oracle.potts_energy(pairs[:, 0].reshape(4, 4), table) - least) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_comixup(seed):
+    "Images of one colour each show which two every block is the mean of; these are its shares."
+    n, rng = 9, np.random.default_rng(seed)
+    x = (2.**torch.arange(n).double()).view(-1, 1, 1, 1).expand(n, 1, 16, 16)
+    s = torch.tensor(rng.random((n, 16, 16))**3)
+    mixed, w = saliency.comixup(x, x, torch.tensor([.5]), torch.Generator().manual_seed(seed), s, s)
+    twice = (2*mixed[:, 0]).round().long()
+    assert torch.equal(twice, twice[:, 2::4, 2::4].repeat_interleave(4, 1).repeat_interleave(4, 2))
+    for i in range(n):
+        shares = np.zeros(n)
+        for value in twice[i, 2::4, 2::4].flatten().tolist():
+            bits = [k for k in range(n + 1) if value >> k & 1]   # 2^k is twice 2^(k-1)
+            for k in bits if len(bits) == 2 else 2*[bits[0] - 1]:
+                shares[k] += 1/32
+        assert np.allclose(w[i].numpy(), shares, atol=1e-6)
+
+
+# ---------------------------------------------------------------- SaliencyMix
+
+def test_fine_grained_saliency():
+    "Centre less surround, at all radii, of the mean of the channels after two smoothings."
+    x = np.random.default_rng(0).normal(size=(2, 3, 12, 15))
+    ours = saliency.fine_grained(torch.tensor(x)).numpy()
+    for i in range(2):
+        grey = torch.tensor(amix_oracle.grey(x[i], [1/3]*3))[None]
+        smooth = saliency.smoothed(saliency.smoothed(grey))[0].numpy()
+        assert np.allclose(ours[i], amix_oracle.fine_grained(smooth, saliency.SURROUNDS), atol=1e-12)
+        around = [[amix_oracle.surround(smooth, r, s, 12) for s in range(15)] for r in range(12)]
+        assert np.allclose(saliency.surround(torch.tensor(smooth)[None], 12)[0].numpy(), around, atol=1e-12)
+
+
+@pytest.mark.parametrize("lam", [[.3], [0., .1, .5, .95]], ids=["batch", "image"])
+def test_saliencymix(lam):
+    "One λ: one box for all, from the first partner; a λ for each image: a box for each."
+    xa, xb = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixed, share = saliency.saliencymix(xa, xb, torch.tensor(lam, dtype=torch.float64), None)
+    maps = saliency.fine_grained(xb).numpy()
+    for i in range(4):
+        k = i if len(lam) > 1 else 0
+        box = amix_oracle.saliency_box(maps[k], lam[k])
+        expected = xa[i].numpy().copy()
+        expected[:, box[0]:box[1], box[2]:box[3]] = xb[i].numpy()[:, box[0]:box[1], box[2]:box[3]]
+        assert np.array_equal(mixed[i].numpy(), expected)
+        assert np.isclose(share[k].item(), amix_oracle.box_share(box, 16, 16))

@@ -224,6 +224,13 @@ def test_starts_lie_apart_and_are_drawn_from_the_generator_alone():
     assert not torch.equal(picked, starts(x, 12, stream(4, "starts")))
 
 
+def test_a_label_without_rows_keeps_its_centroid():
+    x, y = blobs()
+    old = torch.randn(8, 8, generator=stream(0, "centroids"))
+    new = means(x, y, old)
+    assert torch.equal(new[6:], old[6:]) and torch.allclose(new[3], x[y == 3].mean(0), atol=1e-6)
+
+
 def test_slices_change_nothing(monkeypatch):
     x, _ = blobs()
     centroids = F.normalize(torch.randn(9, 8, generator=stream(0, "centroids")), dim=1)

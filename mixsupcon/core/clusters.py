@@ -60,7 +60,7 @@ def kmeans(x: torch.Tensor, k: int, gen: torch.Generator, rounds: int = 100) -> 
         centroids = means(x, labels, centroids)
     return labels
 
-# %% ../../nbs/core/14_clusters.ipynb #6b6e2791
+# %% ../../nbs/core/14_clusters.ipynb #59fa1f48
 def second_half(x: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
     "Which rows (n,) of `x` are in the second of two halves: by 2-means, or at random where they are all alike."
     second = kmeans(x, 2, gen) == 1
@@ -72,6 +72,8 @@ def dissolve_and_split(bank: torch.Tensor, labels: torch.Tensor, centroids: torc
                        gen: torch.Generator) -> None:
     "Dissolve the clusters with fewer than `smallest` members and give each half of the largest, in place."
     few = labels.bincount(minlength=len(centroids)) < smallest
+    if not few.any():
+        return
     others, moved = (~few).nonzero()[:, 0], few[labels]
     labels[moved] = others[highest(bank[moved], centroids[others])]
     for empty in few.nonzero()[:, 0].tolist():

@@ -7,8 +7,8 @@ __all__ = ['SURROUNDS', 'GUIDED', 'smoothed', 'surround', 'fine_grained', 'box_a
            'energy', 'at_ends', 'level_cut', 'pairs_in_use', 'swapped', 'best_start', 'swap', 'block_counts',
            'block_saliency', 'cells', 'from_zero_to_one', 'border_differences', 'smoothness', 'prior_costs',
            'puzzle_costs', 'puzzle_mask', 'patches_per_block', 'transport_plan', 'transported', 'enlarged', 'puzzlemix',
-           'conflicts', 'set_costs', 'palette', 'half_steps', 'blocks_of', 'crowding', 'relabelled', 'repeat_costs',
-           'sweep', 'joint_labels', 'comixup']
+           'conflicts', 'set_costs', 'palette', 'label_distances', 'blocks_of', 'crowding', 'relabelled',
+           'repeat_costs', 'sweep', 'joint_labels', 'comixup']
 
 # %% ../../nbs/core/12_saliency.ipynb #dafb8f56
 from itertools import combinations, product
@@ -132,14 +132,15 @@ def swapped(label: "np.ndarray", a: "np.ndarray", b: "np.ndarray", unary: "np.nd
     takes_b = minimum_cut(np.where(swaps, extra, 0), ends, inner, inner)
     return np.where(swaps, np.where(takes_b, b, a), label)
 
-# %% ../../nbs/core/12_saliency.ipynb #75642c69
+# %% ../../nbs/core/12_saliency.ipynb #b8ba34cb
 def best_start(label: "np.ndarray", unary: "np.ndarray", weight: "np.ndarray", ends: "np.ndarray",
                distance: "np.ndarray") -> "np.ndarray":
     "The cheapest of: `label` (n, V), each block's cheapest label, and one label everywhere."
     one = [np.full_like(label, each) for each in range(unary.shape[1])]
     starts = np.stack([label, unary.argmin(1), *one])   # (L+2, n, V)
-    costs = [energy(start, unary, weight, ends, distance) for start in starts]
-    return starts[np.argmin(costs, 0), np.arange(len(label))]
+    grid = np.tile(np.arange(len(label)), len(starts))
+    costs = energy(starts.reshape(-1, label.shape[1]), unary[grid], weight[grid], ends, distance)
+    return starts[costs.reshape(starts.shape[:2]).argmin(0), np.arange(len(label))]
 
 def swap(label: "np.ndarray", unary: "np.ndarray", weight: "np.ndarray", ends: "np.ndarray",
          distance: "np.ndarray") -> "np.ndarray":
@@ -273,14 +274,14 @@ def puzzlemix(xa: "torch.Tensor", xb: "torch.Tensor", lam: "torch.Tensor", gen: 
     shown = enlarged(mask, size)[:, None].to(xa)
     return shown*xa + (1 - shown)*xb, mask.mean((1, 2)).to(lam)
 
-# %% ../../nbs/core/12_saliency.ipynb #e93fc923
+# %% ../../nbs/core/12_saliency.ipynb #e93139b0
 def conflicts(saliency: "torch.Tensor", omega: float = .001) -> "np.ndarray":
-    "A (m, m): how little two images should appear in different outputs; far apart what is salient, they may share one."
+    "A (m, m): the cost of two images in different outputs; largest for an image and itself, then for distant places."
     grid = [min(8, side) for side in saliency.shape[1:]]
     peak = block_saliency(saliency, grid).argmax(1).numpy()
     place = np.stack([peak//grid[1], peak % grid[1]], 1)
     far = abs(place[:, None] - place).sum(2)   # L1 distance
-    return (1 - omega)*np.eye(len(far)) + omega*far/max(far.max(), 1)
+    return (1 - omega)*np.eye(len(far)) + omega*far*len(far)/max(far.sum(), 1)   # rows of D sum to one on average
 
 def set_costs(saliency: "torch.Tensor", gen: "torch.Generator", eta: float = .05/16) -> "np.ndarray":
     "What each image (m, 16) costs in each block: its saliency and a random preference, both with a minus."
@@ -288,7 +289,7 @@ def set_costs(saliency: "torch.Tensor", gen: "torch.Generator", eta: float = .05
     preference = (gamma/gamma.sum()).clamp(min=1e-12).log()   # α ~ Dirichlet(2)
     return -(block_saliency(saliency, (4, 4)) + eta*preference[:, None]).numpy()
 
-# %% ../../nbs/core/12_saliency.ipynb #98ed1d65
+# %% ../../nbs/core/12_saliency.ipynb #bb823183
 def palette(pairs: "np.ndarray", m: int, means: bool) -> "np.ndarray":
     "The labels (L, 2) that an output with labels `pairs` (16, 2) may use: each image, its own, and with `means` pairs."
     single = np.repeat(np.arange(m)[:, None], 2, 1)
@@ -297,12 +298,12 @@ def palette(pairs: "np.ndarray", m: int, means: bool) -> "np.ndarray":
     new = np.array([*combinations(most, 2)] if means else [], int).reshape(-1, 2)
     return np.unique(np.concatenate([single, pairs, new]), axis=0)
 
-def half_steps(labels: "np.ndarray") -> "np.ndarray":
-    "Distances (L, L) of labels (L, 2) in halves: how many of two images differ."
-    shows = (labels[:, :, None] == np.arange(labels.max() + 1)).sum(1)   # (L, m), each row two
-    return abs(shows[:, None] - shows).sum(2)//2
+def label_distances(labels: "np.ndarray") -> "np.ndarray":
+    "Distances (L, L) of labels (L, 2) in quarters: half the squared difference of what they mix."
+    twice = (labels[:, :, None] == np.arange(labels.max() + 1)).sum(1)   # (L, m), rows sum to two
+    return ((twice[:, None] - twice)**2).sum(2)//2
 
-# %% ../../nbs/core/12_saliency.ipynb #b6f73c2b
+# %% ../../nbs/core/12_saliency.ipynb #c3f26563
 def blocks_of(pairs: "np.ndarray", m: int) -> "np.ndarray":
     "How many blocks (m,) an output has of each image."
     return np.bincount(pairs.ravel(), minlength=m)/2
@@ -317,17 +318,17 @@ def relabelled(pairs: "np.ndarray", cost: "np.ndarray", means: bool, beta: float
     labels = palette(pairs, len(cost), means)
     unary = cost[labels].mean(1) - 5e-4*(labels[:, :1] != labels[:, 1:])   # (L, 16)
     now = (labels == pairs[:, None]).all(2).argmax(1)
-    whole, weight = np.rint(1e6*unary).astype(int), np.full((1, 24), round(1e6*beta/2))
-    return labels[swap(now[None], whole[None], weight, grid_ends(4, 4), half_steps(labels))[0]]
+    whole, weight = np.rint(1e6*unary).astype(int), np.full((1, 24), round(1e6*beta/4))
+    return labels[swap(now[None], whole[None], weight, grid_ends(4, 4), label_distances(labels))[0]]
 
-# %% ../../nbs/core/12_saliency.ipynb #3997b3da
-def repeat_costs(pairs: "np.ndarray", m: int) -> "np.ndarray":
-    "One (m, m) where an output, the row, must give up an image because an earlier output is the same; else zero."
-    cost = np.zeros((m, m))
-    same = np.tril((pairs[:, None] == pairs).all((2, 3)), -1).sum(1)   # how many earlier ones
-    for j in np.flatnonzero(same):
-        used = np.argsort(-blocks_of(pairs[j], m), kind="stable")[:len(np.unique(pairs[j]))]
-        cost[j, used[(same[j] - 1) % len(used)]] = 1
+# %% ../../nbs/core/12_saliency.ipynb #0cebffac
+def repeat_costs(pairs: "np.ndarray", m: int, gamma: float = 1/16) -> "np.ndarray":
+    "What outputs (rows) pay for a block of each of `m` images, so that no two mix the same images."
+    cost = np.zeros((len(pairs), m))
+    used = [np.unique(each) for each in pairs]
+    for i, j in combinations(range(len(pairs)), 2):
+        if len(used[i]) > 1 and np.array_equal(used[i], used[j]):
+            cost[i, used[i][0]] = cost[j, used[j][1]] = gamma
     return cost
 
 def sweep(pairs: "np.ndarray", cost: "np.ndarray", a: "np.ndarray", threshold: float, means: bool) -> "np.ndarray":
@@ -340,17 +341,15 @@ def sweep(pairs: "np.ndarray", cost: "np.ndarray", a: "np.ndarray", threshold: f
         blocks[j] = blocks_of(pairs[j], m)
     return pairs
 
-# %% ../../nbs/core/12_saliency.ipynb #1142d8d4
+# %% ../../nbs/core/12_saliency.ipynb #4f98b842
 def joint_labels(saliency: "torch.Tensor", gen: "torch.Generator", sweeps: int = 4,
                  threshold: float = .83*16) -> "torch.Tensor":
     "The two images (m, 2, 4, 4) whose mean each block of each output shows, from saliency (m, H, W)."
     m = len(saliency)
     a, cost = conflicts(saliency), set_costs(saliency, gen)
     pairs = np.repeat(torch.randint(m, (m, 16, 1), generator=gen).numpy(), 2, 2)
-    extra = np.zeros((m, m))
     for step in range(sweeps):
-        if step == sweeps - 2:
-            extra = repeat_costs(pairs, m)
+        extra = repeat_costs(pairs, m) if step == sweeps - 1 else np.zeros((m, m))
         pairs = sweep(pairs, cost + extra[:, :, None], a, threshold, step > 0)
     return torch.as_tensor(pairs).view(m, 4, 4, 2).permute(0, 3, 1, 2)
 

@@ -5,14 +5,16 @@ from multiprocessing import get_context
 import pytest
 import torch
 from conftest import random_images
-from mixsupcon.core.configure import configure, recipes
+from mixsupcon.core.configure import SCALES, configure, papers, recipes
 from mixsupcon.core.methods import METHODS
-from mixsupcon.core.options import Refusal
+from mixsupcon.core.options import Refusal, idle
 from mixsupcon.core.views import normalise
 from mixsupcon.lab.data import fingerprint, load_data
 from mixsupcon.lab.evaluate import accuracy, embed, knn
 from mixsupcon.lab.runs import checkpoints, run_folder
 from mixsupcon.lab.train import Learner, compute_loss, pretrain, resolve_device, train_epoch, update_weights
+from mixsupcon.report.plots import FIGURES
+from mixsupcon.report.tables import COLUMNS
 from small import owned
 
 CPU = torch.device("cpu")
@@ -20,6 +22,7 @@ CLASSES, SIAM = ("mixsupcon", "supcon", "simclr", "ce"), ("simsiam", "mixsiam")
 MOCO = ("moco", "moco_unmix", "moco_sym", "moco_sym_unmix")
 IMIX = ("npair", "npair_imix", "sup_npair", "sup_npair_imix", "mocon", "mocon_imix", "byol", "byol_imix", "simclr",
         "simclr_imix", "moco", "moco_imix", "supclr_imix")
+AMIX, AMIX_SSL = ("amix", "automix", "ce"), ("amix_c", "amix_i", "moco_mix", "moco", "moco_imix", "moco_unmix")
 WMSE = ("simclr", "simclr_unmix", "byol", "byol_unmix", "wmse2", "wmse2_unmix", "wmse4", "wmse4_unmix")
 MEANT = dict(   # the methods that a recipe is for
     digits=METHODS, digits50=METHODS, own_images=METHODS, mixsupcon=CLASSES,
@@ -28,19 +31,20 @@ MEANT = dict(   # the methods that a recipe is for
     imix_imagenet=("moco", "moco_imix"), moco_cifar=MOCO,
     wmse_authors=WMSE, wmse_authors_tiny_imagenet=WMSE, wmse_authors_stl10=WMSE,
     swav_cifar=("swav", "swav_unmix"), swav_bottleneck=("swav", "swav_codes_unmix"), moco_imagenet=MOCO[:2],
-    siam_cifar=SIAM, siam_imagenet=SIAM)
+    siam_cifar=SIAM, siam_imagenet=SIAM,
+    amix_cifar100=AMIX, amix_tiny=AMIX, amix_imagenet=AMIX, amix_cub200=AMIX, amix_aircraft=AMIX,
+    amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL)
 SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors_stl10=64, imix_imagenet=96,
-             moco_imagenet=96, siam_imagenet=96)
+             moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
+             amix_imagenet_ssl=96)
 SMALL = dict(batch_size=16, queue=32, white_size=16, out=8, hidden=16, predictor=8, warmup_epochs=0, warmup_steps=0,
-             epochs=2, device="cpu", precision="float32", dataset="folder")
+             epochs=2, device="cpu", precision="float32", dataset="folder", pretrained="", clusters=4)
 
 
 def small_recipe(preset, method, **more):
     "A method of a recipe with sizes that fit 16 images."
     cfg = configure(method, preset=preset)
-    sizes = {k: v for k, v in SMALL.items() if k in owned(method)}
-    if getattr(cfg, "head", "") == "linear":
-        del sizes["hidden"]
+    sizes = {k: v for k, v in SMALL.items() if k in owned(method) and k not in idle(cfg)}
     if "queue" in sizes and "prototypes" in sizes | owned(method):
         del sizes["queue"]
     if cfg.bn_splits > 4:
@@ -99,6 +103,21 @@ def test_every_word_of_the_recipes_is_an_option():
     for name, recipe in recipes().items():
         for row in (recipe.every, *recipe.rows.values(), recipe.also):
             assert {*row} <= known, (name, {*row} - known)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_row_of_every_study_is_a_run(scale):
+    "And its figures are kinds that are drawn, and speak of rows that are there."
+    for paper in papers().values():
+        for name, study in paper.studies(scale).items():
+            bases = [study.baseline] if isinstance(study.baseline, str) else study.baseline.values()
+            assert {*bases} <= {*study.rows} and {study.measure, *study.shows} <= {*COLUMNS}, name
+            for given in study.data.values():
+                for row in study.rows.values():
+                    configure(**given | row)
+            for figure in study.figures:
+                named = {*figure.options.get("cells", ()), *figure.options.get("points", ())}
+                assert figure.kind in FIGURES and named <= {*study.rows}, (name, figure.kind)
 
 
 @pytest.mark.parametrize("preset", MEANT)

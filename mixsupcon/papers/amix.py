@@ -14,9 +14,9 @@ __all__ = ['NAMES', 'CUTTING', 'LEARNED', 'VARIED', 'SUPERVISED', 'amix_cifar100
            'losses_without_classes', 'modules', 'modules_with_classes', 'modules_without_classes', 'pipelines',
            'inside_and_between', 'one_option', 'beta_parameter', 'number_of_clusters', 'studies', 'of_table', 'by_loss']
 
-# %% ../../nbs/papers/06_amix.ipynb #954a7741
-from ..core.configure import SCALES, Beside, Figure, Paper, Recipe, Study
-from .digits import DATA, MOCO_V2, methods, with_recipe
+# %% ../../nbs/papers/06_amix.ipynb #04ab6d0d
+from ..core.configure import Beside, Figure, Paper, Recipe, Study
+from .digits import DATA, MOCO_V2, methods
 
 # %% ../../nbs/papers/06_amix.ipynb #ea5d00ce
 NAMES = "mixup", "cutmix", "manifoldmix", "saliencymix", "fmix", "puzzlemix", "resizemix"

@@ -290,14 +290,14 @@ def recipe_key(cfg: Any) -> tuple:
     skipped = {*gathered(cfg, "free"), *gathered(cfg, "aside"), *idle(cfg)}
     return (cfg.method, *sorted((name, value) for name, value in values(cfg).items() if name not in skipped))
 
-# %% ../../nbs/report/02_tables.ipynb #81d3673f
+# %% ../../nbs/report/02_tables.ipynb #c241c7d3
 def settings_of(row: Any, beside: Any) -> dict | None:
     "Our settings for a published row, where all of its names are known."
     method, data = beside.methods.get((row.method, row.mixer)), beside.datasets.get(row.dataset)
     data = beside.datasets.get((row.dataset, row.arch), data)   # where a table has several networks
     if method is None or data is None:
         return None
-    return data | method | ({} if np.isnan(row.epochs) else dict(epochs=int(row.epochs)))
+    return data | method | ({} if pd.isna(row.epochs) else dict(epochs=int(row.epochs)))
 
 # %% ../../nbs/report/02_tables.ipynb #a34aa0b5
 def comparable(row: Any, besides: tuple) -> tuple:

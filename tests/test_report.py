@@ -664,7 +664,11 @@ RELEASED = [   # method, preset, data, measure, published numbers that may stand
     ("mocon_imix", "imix_cifar100", "cifar100", "i-Mix", [78.1]),
     ("moco_unmix", "moco_cifar", "cifar100", "Un-Mix", [67.33]),
     ("byol_unmix", "wmse_authors", "cifar100", "Un-Mix", [71.5, 63.83]),
-    ("wmse4", "wmse_authors_stl10", "stl10", "Un-Mix", [91.75, 88.59])]
+    ("wmse4", "wmse_authors_stl10", "stl10", "Un-Mix", [91.75, 88.59]),
+    ("ce", "amix_cifar100", "cifar100", "AMix", [78.04]),
+    ("amix", "amix_tiny", "tiny_imagenet", "AMix", [68.56]*3),   # Tables 1, 3 and 8
+    ("moco", "amix_stl10", "stl10", "AMix", [81.5]),
+    ("amix_i", "amix_stl10", "stl10", "AMix", [85.44])]          # Table 7; Table 4 has another number
 
 
 def measured(cfgs):
@@ -684,6 +688,14 @@ def test_published_beside_the_same_recipe(method, preset, data, paper, numbers):
     assert set(rows.measured) == {"55.0 ± 7.1"}
     for other in (dict(epochs=10), dict(weight_decay=.01)):
         assert set(published_table(measured([configure(**given | other)])).measured) == {""}
+
+
+def test_published_beside_the_same_network():
+    "A table with several networks for one data set: each number beside the runs of its own."
+    cfgs = [configure("ce", preset="amix_cifar100", mixer="cutmix", arch=arch, weight_decay=decay)
+            for arch, decay in (("resnet18", 1e-4), ("resnext50", 5e-4), ("resnext50", 1e-4))]
+    found = [published_table(measured([cfg])).query("measured != ''").published.tolist() for cfg in cfgs]
+    assert found == [[78.17], [78.32], []]   # ResNeXt-50 has five times the weight decay for mixers that cut
 
 
 def test_published_numbers_have_a_reason_where_nothing_stands_beside():

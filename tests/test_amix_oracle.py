@@ -1,4 +1,6 @@
 "AMix's code against loops in float64, written from the formulas by somebody who had not seen it: values and gradients."
+from copy import deepcopy
+from functools import cached_property
 from itertools import product
 
 import amix_oracle
@@ -7,8 +9,12 @@ import pytest
 import torch
 from mixsupcon.core import learned_mixers, saliency
 from mixsupcon.core.clusters import Clusters
+from mixsupcon.core.methods import loss_of
 from mixsupcon.core.mix_block import (ATTENTIONS, CONTENTS, LAM_ENCODINGS, MASKS, UPSAMPLINGS, MixBlock, adjusted,
-                                      by_mask, constant_near_ends, mask_loss)
+                                      by_mask, constant_near_ends, mask_loss, stage)
+from mixsupcon.core.mixers import mix
+from mixsupcon.core.options import stream
+from small import build, small
 
 
 def double(x):
@@ -398,7 +404,7 @@ def test_sweeps_never_raise_the_objective(seed):
     labels = np.random.default_rng(seed).integers(m, size=(m, 16))
     for _ in range(3):
         before = amix_oracle.comixup_objective(labels.reshape(m, 4, 4), unary, prior, conflicts)
-        pairs = saliency.sweep(np.stack([labels, labels], -1), np.stack([costs]*m), conflicts, 0., False)
+        pairs, = saliency.sweep([np.stack([labels, labels], -1)], [np.stack([costs]*m)], [conflicts], 0., False)
         labels = pairs[..., 0]
         assert (pairs[..., 1] == labels).all()
         assert amix_oracle.comixup_objective(labels.reshape(m, 4, 4), unary, prior, conflicts) < before + 1e-9
@@ -408,7 +414,7 @@ def test_sweeps_never_raise_the_objective(seed):
 def test_an_output_of_two_images_is_the_cheapest():
     "Of all 2^16."
     costs = .1*np.random.default_rng(0).random((2, 16))
-    pairs = saliency.relabelled(np.zeros((16, 2), dtype=int), costs, False)
+    pairs, = saliency.relabelled([np.zeros((16, 2), dtype=int)], [costs], False)
     table, edges = costs.T.reshape(4, 4, 2), np.full((4, 4), .32/16)
     least = amix_oracle.lowest_grid_energy(table, edges, edges, potts=True)
     assert abs(amix_oracle.potts_energy(pairs[:, 0].reshape(4, 4), table) - least) < 1e-6
@@ -459,3 +465,206 @@ def test_saliencymix(lam):
         expected[:, box[0]:box[1], box[2]:box[3]] = xb[i].numpy()[:, box[0]:box[1], box[2]:box[3]]
         assert np.array_equal(mixed[i].numpy(), expected)
         assert np.isclose(share[k].item(), amix_oracle.box_share(box, 16, 16))
+
+
+# ---------------------------------------------------------------- whole steps
+
+SIX = 6
+V1, V2 = torch.randn(2, SIX, 3, 8, 8, generator=stream(0, "views"), dtype=torch.float64)
+Y, ROWS = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 1, 7, 9, 11, 15])
+
+
+class Recorded:
+    "A method's network, and what its block was given and made of it."
+    def __init__(self, method, **given):
+        self.cfg = small(method, batch_size=SIX, **given)
+        self.net = build(self.cfg)
+        gen = stream(0, "weights")
+        for name, p in self.net.named_parameters():
+            if name.startswith(("momentum_encoder", "slow_mix_head", "mix_block")):
+                p.data += .05*torch.rand(p.shape, generator=gen, dtype=torch.float64)
+        self.calls = []
+        if "mix_block" in self.net.parts:
+            self.net.mix_block.register_forward_hook(lambda block, given, mask: self.calls.append(given))
+
+    def __call__(self, *views):
+        "A step's loss."
+        return loss_of(self.cfg, self.net, list(views), Y, 4, stream(0, "mix"), epoch=1, rows=ROWS).loss
+
+    def pairs(self, call, source):
+        "λ and the partners, found by their features, of the mixtures for the encoder (0) or for the block (1)."
+        _, hb, lam, *_ = self.calls[call]
+        far = torch.cdist(stage(self.net.momentum_encoder["encoder"], source).flatten(1), hb.flatten(1))
+        assert far.min(0).values.max() < 1e-9
+        return lam.tolist(), far.argmin(0).tolist()
+
+    def mask(self, call, net):
+        "The mask of the block of a network."
+        ha, hb, lam, size, *_ = self.calls[call]
+        c, weights = self.cfg, named_weights(net.mix_block.state_dict())
+        how = c.block_lam, c.block_lam_curve, c.block_content, c.block_attention, c.block_upsampling, c.block_sigmoid
+        return amix_oracle.mix_block(ha.numpy(), hb.numpy(), lam.numpy(), tuple(size), weights, *how, training=True)
+
+    @cached_property
+    def finished_mask(self):
+        "The mask of the encoder's mixtures, of which the block learns nothing."
+        c, mask, lam = self.cfg, self.mask(0, self.net), self.calls[0][2].tolist()
+        if c.adjust == "yes":
+            mask = amix_oracle.adjusted(mask, lam, c.adjust_margin)
+        return amix_oracle.constant_near_ends(mask, lam, c.lam_margin)
+
+    def mask_loss(self, mask):
+        c, lam = self.cfg, self.calls[1][2].tolist()
+        return c.mask_weight*amix_oracle.mask_loss(mask, lam, c.mask_slack, c.mask_variance, c.mask_mean)
+
+
+def plain(x):
+    return torch.tensor(np.asarray(x))
+
+
+def assert_same_step(run, views, theirs):
+    """A step's loss, and its slope along a random direction of all weights that learn.
+
+    `theirs(moved)` is the loss where `moved` is a network whose weights differ: it is asked only for what may learn
+    from that part of the loss, and the run's own network for the rest.
+    """
+    loss = run(*views)
+    with torch.no_grad():
+        assert abs(loss.item() - theirs(run.net)) < 1e-6*loss.item()   # the mixing matrix is float32
+    learning = {name: p for name, p in run.net.named_parameters() if p.requires_grad}
+    slopes = torch.autograd.grad(loss, tuple(learning.values()), allow_unused=True)
+    moved, rng = deepcopy(run.net), np.random.default_rng(0)
+    weights, along = dict(moved.named_parameters()), {}
+    for part in ("encoder", "head", *run.net.parts):   # each as far as the others
+        drawn = {name: plain(rng.normal(size=p.shape)) for name, p in learning.items() if name.startswith(part + ".")}
+        length = sum(d.square().sum() for d in drawn.values())**.5
+        along |= {name: d/length for name, d in drawn.items()}
+    assert along.keys() == learning.keys()
+
+    @torch.no_grad()
+    def at(t):
+        for name, d in along.items():
+            weights[name].copy_(learning[name] + t*d)
+        return theirs(moved)
+    pairs = zip(learning, slopes, strict=True)
+    by_autograd = sum((g*along[name]).sum().item() for name, g in pairs if g is not None)
+    by_differences = (at(1e-7) - at(-1e-7))/2e-7   # so short a step seldom crosses a kink of ReLU
+    assert abs(by_autograd - by_differences) < 1e-6*max(1, abs(by_differences))
+
+
+@pytest.mark.parametrize("words", ["own", "ce bce", "pbce", "infonce", "infonce_labels"])
+@pytest.mark.parametrize("method, heads", [("amix", "two"), ("automix", "one")])
+def test_supervised_step(method, heads, words):
+    "Clean and mixed cross-entropy for the encoder, the block's own mixtures through the momentum encoder, the mask's."
+    run = Recorded(method, heads=heads, block_loss=words, block_dropout=0.)
+    slow = run.net.momentum_encoder
+    slow_head = run.net.slow_mix_head if heads == "two" else slow["head"]
+
+    def theirs(moved):
+        lam, p = run.pairs(0, V1)
+        lam_block, p_block = run.pairs(1, V1)
+        mask = run.mask(1, moved)
+        mixed = plain(amix_oracle.blend(V1, V1[p], run.finished_mask))
+        own = plain(amix_oracle.blend(V1, V1[p_block], mask))
+        head = moved.mix_head if heads == "two" else moved.head
+        h, keys = slow["encoder"](own), slow["encoder"](V1)
+        logits = moved.head(moved.encoder(V1)), head(moved.encoder(mixed)), slow_head(h)
+        c = run.cfg
+        loss_q, loss_k, loss_mask, _ = amix_oracle.supervised_step(
+            *logits, Y, p, p_block, lam, lam_block, mask, c.mask_weight, c.mask_slack, c.mask_variance, c.mask_mean)
+        partners, total = Y[p_block], loss_q + loss_mask
+        for word in words.split():
+            total += dict(
+                own=lambda: loss_k, ce=lambda: amix_oracle.ce(logits[2], Y, partners, lam_block),
+                pbce=lambda: amix_oracle.pbce(logits[2], Y, partners, lam_block),
+                bce=lambda: amix_oracle.bce(h, keys, keys[p_block], lam_block, .2),
+                infonce=lambda: amix_oracle.infonce_batch(h, keys, p_block, lam_block, .2),
+                infonce_labels=lambda: amix_oracle.infonce_batch(h, keys, p_block, lam_block, .2, y=Y))[word]()
+        return total
+    assert_same_step(run, [V1], theirs)
+
+
+CONTRASTIVE = [
+    ("amix_i", dict()), ("amix_i", dict(block_loss="bce")), ("amix_i", dict(block_loss="own")),
+    ("amix_i", dict(pipeline="same-view", adjust="no")),
+    ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", adjust_margin=0.)),
+    ("amix_i", dict(block_loss="ce")), ("amix_i", dict(block_loss="pbce bce")),
+    ("amix_i", dict(block_loss="infonce_labels")), ("amix_i", dict(block_loss="infonce_clusters bce", clusters=3)),
+    ("amix_c", dict(clusters=3))]
+
+
+@pytest.mark.parametrize("case", range(len(CONTRASTIVE)))
+def test_contrastive_step(case):
+    "MoCo's loss, the cross-view mixed term, the block's losses by keys, classes and clusters, its classifier's own."
+    method, given = CONTRASTIVE[case]
+    run = Recorded(method, tau=.2, block_dropout=0., **given)
+    c, net = run.cfg, run.net
+    crosses, slow = c.pipeline == "cross-view", net.momentum_encoder
+    source, queue = V2 if crosses else V1, net.queue.numpy()
+    labels, weights = Y.tolist(), None
+    if "clusters" in net.parts:
+        net.clusters.fill(unit(torch.randn(40, c.out, generator=stream(0, "bank"), dtype=torch.float64)))
+        bank = [x.clone().numpy() for x in (net.clusters.bank, net.clusters.labels, net.clusters.centroids)]
+        with torch.no_grad():
+            bank = amix_oracle.odc_step(*bank, ROWS.tolist(), net(V1), step=1, smallest=1)
+        labels = [bank[1][row] for row in ROWS]
+        weights = amix_oracle.odc_weights(bank[1], 3)
+    queue_labels = None
+    if "queue_labels" in net.parts:
+        queue_labels = net.queue_labels.copy_(torch.arange(len(queue)) % 4 - 1).tolist()
+
+    def theirs(moved):
+        lam, p = run.pairs(0, source)
+        lam_block, p_block = run.pairs(1, source)
+        mask = run.mask(1, moved)
+        mixed = plain(amix_oracle.mixed_views(V1, V2, p, run.finished_mask, crosses))
+        h = slow["encoder"](plain(amix_oracle.mixed_views(V1, V2, p_block, mask, crosses)))
+        k1, k2 = (slow["head"](slow["encoder"](v)) for v in (V1, V2))
+        base = amix_oracle.moco(moved(V1), k2, queue, .2) if c.with_base == "yes" else 0.
+        mixed_term = amix_oracle.moco_mixed(moved(mixed), k1, k2, p, lam, queue, .2, crosses)
+        keys = amix_oracle.moco_positives(k1, k2, p_block, crosses)
+        z, partners = slow["head"](h), [labels[j] for j in p_block]
+        block = run.mask_loss(mask)
+        for word in c.block_loss.split():
+            if word in ("own", "infonce"):
+                block += amix_oracle.infonce(z, *keys, lam_block, .2, queue)
+            elif word == "bce":
+                block += c.bce_weight*amix_oracle.bce(z, *keys, lam_block, .2)
+            elif word.startswith("infonce"):
+                block += amix_oracle.infonce_labels(z, *keys, lam_block, .2, queue, labels, partners, queue_labels)
+            elif word == "pbce":
+                block += amix_oracle.pbce(net.cluster_head(h), labels, partners, lam_block)
+            else:
+                block += amix_oracle.ce(net.cluster_head(h), labels, partners, lam_block, weights)
+        if "cluster_head" in net.parts:   # learns from features that do not: clean images, and the encoder's mixtures
+            logits = [moved.cluster_head(net.encoder(x)) for x in (V1, mixed)]
+            ones = [1.]*SIX
+            block += amix_oracle.ce(logits[0], labels, labels, ones, weights)
+            block += amix_oracle.ce(logits[1], labels, [labels[j] for j in p], lam, weights)
+        return amix_oracle.amix_step(base, mixed_term, block, 0.)
+    assert_same_step(run, [V1, V2], theirs)
+
+
+@pytest.mark.parametrize("pipeline", ["cross-view", "same-view"])
+@pytest.mark.parametrize("with_base", ["yes", "no"])
+@pytest.mark.parametrize("mixer", ["mixup", "cutmix", "resizemix", "fmix"])
+def test_cross_view_pipeline(mixer, with_base, pipeline):
+    "MoCo with a mixer made by hand; its mask is what it makes of white and black images."
+    run = Recorded("moco_mix", tau=.2, mixer=mixer, with_base=with_base, pipeline=pipeline)
+    c, net, crosses = run.cfg, run.net, pipeline == "cross-view"
+    white = torch.ones_like(V1)
+    mask, w = mix(white, 0*white, stream(0, "mix"), mixer, c.alpha, "batch", "cross_derange")
+    own, p = w.diag().double().tolist(), (w - w.diag().diag()).argmax(1).tolist()
+    if mixer == "resizemix":   # black stays black when it shrinks
+        assert np.allclose(own, mask[:, 0].mean((1, 2)), atol=1e-6)
+
+    def theirs(moved):
+        def slow(x):
+            return net.momentum_encoder["head"](net.momentum_encoder["encoder"](x))
+        if mixer == "resizemix":
+            x, _ = mix(V1, V2 if crosses else V1, stream(0, "mix"), mixer, c.alpha, "batch", "cross_derange")
+            base = amix_oracle.moco(moved(V1), slow(V2), net.queue, .2) if with_base == "yes" else 0.
+            return base + amix_oracle.moco_mixed(moved(x), slow(V1), slow(V2), p, own, net.queue, .2, crosses)
+        return amix_oracle.moco_mix_step(lambda x: moved(plain(x)), lambda x: slow(plain(x)), V1, V2, p, mask[:, :1],
+                                         own, net.queue, .2, crosses, with_base == "yes")
+    assert_same_step(run, [V1, V2], theirs)

@@ -17,7 +17,7 @@ from oracle import argmax, cutmix_box, dot, log_sum_exp, rows, unit_rows
 
 def array(x):
     """An array-like as a float64 array of its own."""
-    return np.array(x, dtype=np.float64)
+    return np.array(np.asarray(x), dtype=np.float64)
 
 
 def spread(lam, n):
@@ -87,14 +87,15 @@ def with_lam(z, lam, how, gamma=0.0):
 
 def conv1x1(x, weight, bias=None):
     """A 1x1 convolution of (N, C, h, w) with weight (D, C) and bias (D,)."""
-    x, weight = array(x), array(weight)
-    n, channels, height, width = x.shape
+    x, weight = array(x), rows(weight)
+    n, _, height, width = x.shape
     result = np.zeros((n, len(weight), height, width))
-    for i, d, r, s in np.ndindex(result.shape):
-        total = 0.0 if bias is None else float(bias[d])
-        for c in range(channels):
-            total += weight[d, c] * x[i, c, r, s]
-        result[i, d, r, s] = total
+    for i in range(n):
+        for r in range(height):
+            for s in range(width):
+                values = x[i, :, r, s].tolist()
+                for d in range(len(weight)):
+                    result[i, d, r, s] = dot(weight[d], values) + (0.0 if bias is None else float(bias[d]))
     return result
 
 
@@ -126,14 +127,10 @@ def attention(query, key):
     query, key = array(query), array(key)
     channels, height, width = query.shape
     places = [(r, s) for r in range(height) for s in range(width)]
+    keys = [key[:, r, s].tolist() for r, s in places]
     weights = []
-    for here in places:
-        scores = []
-        for there in places:
-            score = 0.0
-            for c in range(channels):
-                score += query[(c, *here)] * key[(c, *there)]
-            scores.append(score / math.sqrt(channels))
+    for r, s in places:
+        scores = [dot(query[:, r, s].tolist(), one) / math.sqrt(channels) for one in keys]
         bottom = log_sum_exp(scores)
         weights.append([math.exp(score - bottom) for score in scores])
     return weights

@@ -12,7 +12,8 @@ from mixsupcon.core.views import normalise
 from mixsupcon.lab.data import fingerprint, load_data
 from mixsupcon.lab.evaluate import accuracy, embed, knn
 from mixsupcon.lab.runs import checkpoints, run_folder
-from mixsupcon.lab.train import Learner, compute_loss, pretrain, resolve_device, train_epoch, update_weights
+from mixsupcon.lab.train import (
+    Learner, clusters_of, compute_loss, fill_clusters, pretrain, resolve_device, train_epoch, update_weights)
 from mixsupcon.report.plots import FIGURES
 from mixsupcon.report.tables import COLUMNS
 from small import owned
@@ -55,8 +56,10 @@ def small_recipe(preset, method, **more):
 def take_step(cfg, data):
     "One step of training: every weight is reached, and everything stays finite."
     learner = Learner(cfg, data, CPU)
+    if clusters_of(cfg):
+        fill_clusters(cfg, learner.net, data.train_x, data)
     learner.net.train()
-    step = compute_loss(cfg, learner, data.train_x, data.train_y, data, 0)
+    step = compute_loss(cfg, learner, data.train_x, data.train_y, data, 0, 1, torch.arange(len(data.train_y)))
     step.loss.backward()
     grads = {name: p.grad for name, p in learner.net.named_parameters() if p.requires_grad}
     idle = [name for name, grad in grads.items() if grad is None or not grad.isfinite().all() or not grad.any()]

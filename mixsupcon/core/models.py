@@ -7,9 +7,8 @@ __all__ = ['BACKBONES', 'ENCODERS', 'HEADS', 'PARTS', 'TORCHVISION', 'Block', 'i
            'load_timm', 'measured_width', 'timm_encoder', 'timm_model', 'Encoders', 'zero_residuals', 'no_layer',
            'norm', 'linear', 'mlp', 'siam', 'SplitNorm', 'split_norms', 'section', 'Net', 'add_momentum_encoder',
            'follow', 'add_predictor', 'add_prototypes', 'normalise_prototypes', 'push', 'add_queue', 'update_queue',
-           'add_mix_block', 'clamp_mix_block', 'add_mix_head', 'follow_mix_head', 'add_clusters', 'add_cluster_head',
-           'add_queue_labels', 'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights',
-           'weights_in_file', 'under_prefix', 'misfits', 'load_pretrained', 'SupConLoss']
+           'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights', 'weights_in_file', 'under_prefix',
+           'misfits', 'load_pretrained', 'SupConLoss']
 
 # %% ../../nbs/core/04_models.ipynb #2ca1e520
 import difflib, importlib, warnings
@@ -290,43 +289,7 @@ def update_queue(net: Net, momentum: float, new_keys: tuple = ()) -> None:
     if len(new_keys):
         net.queue = push(net.queue, new_keys)
 
-# %% ../../nbs/core/04_models.ipynb #53cc0e9f
-def add_mix_block(net: Net, cfg: Any) -> None:
-    "The network that draws masks from the features of an encoder's stage."
-    from mixsupcon.core.mix_block import MixBlock, stage_width
-    net.mix_block = MixBlock(
-        stage_width(net.encoder, cfg.block_layer), cfg.block_lam, cfg.block_content, cfg.block_attention,
-        cfg.block_upsampling, cfg.block_sigmoid, cfg.block_dropout, cfg.block_lam_curve)
-
-def clamp_mix_block(net: Net, momentum: float, new_keys: tuple = ()) -> None:
-    "Keep γ between 0 and 1."
-    net.mix_block.clamp_()
-
-def add_mix_head(net: Net, cfg: Any) -> None:
-    "A classifier of mixtures, and a copy that follows it."
-    net.mix_head = nn.Linear(net.encoder.width, cfg.out)
-    net.slow_mix_head = deepcopy(net.mix_head).requires_grad_(False)
-
-def follow_mix_head(net: Net, momentum: float, new_keys: tuple = ()) -> None:
-    "Move the copy by `1 - momentum` of the way."
-    for slow, fast in zip(net.slow_mix_head.parameters(), net.mix_head.parameters()):
-        slow.lerp_(fast, 1 - momentum)
-
-def add_clusters(net: Net, cfg: Any) -> None:
-    "A bank of features, clustered online; it is filled when training starts."
-    from mixsupcon.core.clusters import Clusters
-    net.clusters = Clusters(cfg.clusters, net.encoder.width if cfg.goal.classifier else cfg.out, seed=cfg.seed)
-
-def add_cluster_head(net: Net, cfg: Any) -> None:
-    "A classifier of clusters, or of as many classes where the method has none of its own."
-    if not cfg.goal.classifier or "_clusters" in cfg.block_loss:
-        net.cluster_head = nn.Linear(net.encoder.width, cfg.clusters)
-
-def add_queue_labels(net: Net, cfg: Any) -> None:
-    "The labels of the keys in the queue; -1 for the random ones at the start."
-    net.register_buffer("queue_labels", torch.full((getattr(cfg, "queue", 0),), -1))
-
-# %% ../../nbs/core/04_models.ipynb #9a6c6b0e
+# %% ../../nbs/core/04_models.ipynb #fe8fef29
 class Part(NamedTuple):
     "How a part is added to a network, and what it does after a step, if anything."
     add: Callable                    # (net, cfg)
@@ -334,9 +297,7 @@ class Part(NamedTuple):
 
 PARTS = dict(
     momentum_encoder=Part(add_momentum_encoder, follow), predictor=Part(add_predictor),
-    prototypes=Part(add_prototypes, normalise_prototypes), queue=Part(add_queue, update_queue),
-    mix_block=Part(add_mix_block, clamp_mix_block), mix_head=Part(add_mix_head, follow_mix_head),
-    clusters=Part(add_clusters), cluster_head=Part(add_cluster_head), queue_labels=Part(add_queue_labels))
+    prototypes=Part(add_prototypes, normalise_prototypes), queue=Part(add_queue, update_queue))
 
 def update_state(net: Net, momentum: float, new_keys: tuple = ()) -> None:
     "After a step: the momentum encoder follows, prototypes become unit rows, `new_keys` enter the queue."

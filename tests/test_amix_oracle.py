@@ -221,12 +221,12 @@ def test_losses_by_class(seed):
                 lambda x: amix_oracle.pbce(x["logits"], y, y[p], x["lam"]), arrays)
 
 
-def test_two_of_one_class_teach_nothing_between_them():
-    "Their two-way softmax has no slope."
-    arrays, y, p, _ = pairs(0, classes=1)
-    x = {name: double(value) for name, value in arrays.items()}
-    slope, = torch.autograd.grad(learned_mixers.pbce(mixed(x, y*0, p)), x["logits"])
-    assert slope.abs().max() < 1e-12
+def test_between_two_of_one_class():
+    "There is one class to choose from: no loss and no slope."
+    arrays, y, p, _ = pairs(0)
+    for one_class in (y*0, y % 2):
+        assert_same(lambda x: learned_mixers.pbce(mixed(x, one_class, p)),   # noqa: B023
+                    lambda x: amix_oracle.pbce(x["logits"], one_class, one_class[p], x["lam"]), arrays)   # noqa: B023
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -335,6 +335,23 @@ def test_cuts(size, levels):
         assert levels > 2 or reached == least
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_transport(seed):
+    "The cheapest permutation on two patches a side; on four never dearer than to stay, or than the released rounds."
+    rng = np.random.default_rng(seed)
+    for across in (2, 4):
+        worth = amix_oracle.unit_sum(rng.random((across, across))**3)
+        seen = rng.choice([0., .5, 1.], size=(across, across))
+        plan = saliency.transport_plan(*tensors(worth.reshape(1, -1), seen.reshape(1, -1)))[0].tolist()
+        costs = amix_oracle.transport_costs(worth, seen)
+        assert sorted(plan) == list(range(across**2))
+        ours = sum(costs[i, j] for j, i in enumerate(plan)) - 1e-12
+        assert across == 4 or ours <= amix_oracle.cheapest_transport(costs)
+        released = amix_oracle.transport_rounds(costs, 16)
+        assert ours <= costs.trace() and sorted(released) == list(range(across**2))
+        assert ours <= sum(costs[i, j] for i, j in enumerate(released))
+
+
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_puzzlemix(side):
     "The cheapest mask of two blocks a side; then the patches of both images, moved, where it shows them."
@@ -363,9 +380,6 @@ def puzzle(b, side, mask, *images):
         worth = amix_oracle.puzzle_unary(s, across)
         seen = amix_oracle.nearest(shown, (across, across))
         plan = saliency.transport_plan(*tensors(worth.reshape(1, -1), seen.reshape(1, -1)))[0].tolist()
-        assert sorted(plan) == list(range(across**2))
-        costs = amix_oracle.transport_costs(worth, seen)
-        assert sum(costs[i, j] for j, i in enumerate(plan)) <= costs.trace() + 1e-12   # never dearer than to stay
         places = [plan.index(i) for i in range(across**2)]
         total = total + amix_oracle.nearest(shown, (side, side))*amix_oracle.move_patches(x, places, side//across)
     return total
@@ -389,7 +403,8 @@ def test_comixup_costs(seed):
     assert np.allclose(conflicts, amix_oracle.comixup_affinity(distances*len(s)/distances.sum()), atol=1e-12)
     prior = costs - np.reshape(unary, costs.shape)
     assert np.ptp(prior, axis=1).max() < 1e-6
-    assert np.isclose(np.exp(-prior[:, 0]/(.05/16)).sum(), 1, atol=1e-4)   # of shares
+    shares = np.exp(-prior[:, 0]/(.05/16))
+    assert np.isclose(shares.sum(), 1, atol=1e-4) and np.allclose(prior[:, 0], amix_oracle.comixup_prior(shares))
     counts = np.random.default_rng(seed).integers(30, size=len(s))
     for threshold in (0., .83*16):
         assert np.allclose(saliency.crowding(counts, conflicts, threshold),
@@ -422,20 +437,22 @@ def test_an_output_of_two_images_is_the_cheapest():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_comixup(seed):
-    "Images of one colour each show which two every block is the mean of; these are its shares."
+    "Images of one colour each show which two every block is the mean of: so are other images and their labels mixed."
     n, rng = 9, np.random.default_rng(seed)
-    x = (2.**torch.arange(n).double()).view(-1, 1, 1, 1).expand(n, 1, 16, 16)
-    s = torch.tensor(rng.random((n, 16, 16))**3)
-    mixed, w = saliency.comixup(x, x, torch.tensor([.5]), torch.Generator().manual_seed(seed), s, s)
-    twice = (2*mixed[:, 0]).round().long()
-    assert torch.equal(twice, twice[:, 2::4, 2::4].repeat_interleave(4, 1).repeat_interleave(4, 2))
-    for i in range(n):
-        shares = np.zeros(n)
-        for value in twice[i, 2::4, 2::4].flatten().tolist():
-            bits = [k for k in range(n + 1) if value >> k & 1]   # 2^k is twice 2^(k-1)
-            for k in bits if len(bits) == 2 else 2*[bits[0] - 1]:
-                shares[k] += 1/32
-        assert np.allclose(w[i].numpy(), shares, atol=1e-6)
+    s, x = torch.tensor(rng.random((n, 16, 16))**3), torch.tensor(rng.normal(size=(n, 3, 16, 16)))
+    colours = (2.**torch.arange(n).double()).view(-1, 1, 1, 1).expand(n, 1, 16, 16)
+    (coloured, _), (mixed, w) = (
+        saliency.comixup(own, own, torch.tensor([.5]), torch.Generator().manual_seed(seed), s, s)
+        for own in (colours, x))
+    first, second = np.zeros((2, n, 4, 4), dtype=int)
+    for place in np.ndindex(first.shape):
+        i, r, c = place
+        value = round(2*coloured[i, 0, 4*r + 2, 4*c + 2].item())
+        bits = [k for k in range(n + 1) if value >> k & 1]   # 2^k is twice 2^(k-1)
+        first[place], second[place] = bits if len(bits) == 2 else 2*[bits[0] - 1]
+    images = amix_oracle.comixup_images(x, first) + amix_oracle.comixup_images(x, second)
+    shares = np.add(amix_oracle.comixup_shares(first, n), amix_oracle.comixup_shares(second, n))
+    assert np.allclose(mixed.numpy(), images/2, atol=1e-6) and np.allclose(w.numpy(), shares/2, atol=1e-6)
 
 
 # ---------------------------------------------------------------- SaliencyMix

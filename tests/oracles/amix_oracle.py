@@ -306,20 +306,6 @@ def ce(logits, y, y_partner, lam, weights=None):
     return shared(lam, own, partner)
 
 
-def weighted_mean_ce(logits, y, y_partner, lam, weights):
-    """As `ce` with weights, each of the two sums divided by the sum of its weights and not by the number of images."""
-    logits = rows(logits)
-    n = len(logits)
-    lam = spread(lam, n)
-    total = 0.0
-    for labels, shares in ((y, lam), (y_partner, [1 - share for share in lam])):
-        mass = sum(float(weights[int(label)]) for label in labels)
-        for i in range(n):
-            label = int(labels[i])
-            total += shares[i] * float(weights[label]) * cross_entropy(logits[i], label) / mass
-    return total
-
-
 def pbce(logits, y, y_partner, lam):
     """Cross-entropy of the softmax over the logits of the two classes alone; one class for both costs nothing."""
     logits = rows(logits)
@@ -433,26 +419,6 @@ def supervised_step(clean, mixed, slow_mixed, y, p, p_block, lam, lam_block, mas
     loss_k = ce(slow_mixed, y, [y[int(j)] for j in p_block], lam_block)
     loss_mask = mask_weight * mask_loss(mask, lam_block, slack, variance, mean_of)
     return loss_q, loss_k, loss_mask, loss_q + loss_k + loss_mask
-
-
-def block_step(words, z, k_own, k_partner, lam, tau, queue, mask, bce_weight=1.0, mask_weight=0.1, slack=0.1,
-               variance=2.0, mean_of="image", clusters=None):
-    """The block's loss in contrastive training: the sum of the losses named, plus its mask loss.
-
-    `words` is any of infonce, bce, ce; `clusters` (logits, labels, partners' labels, weights) is what ce needs.
-    """
-    total = mask_weight * mask_loss(mask, lam, slack, variance, mean_of)
-    for word in words:
-        if word == "infonce":
-            total += infonce(z, k_own, k_partner, lam, tau, queue)
-        elif word == "bce":
-            total += bce_weight * bce(z, k_own, k_partner, lam, tau)
-        elif word == "ce":
-            logits, y, y_partner, weights = clusters
-            total += ce(logits, y, y_partner, lam, weights)
-        else:
-            raise ValueError(word)
-    return total
 
 
 def amix_step(base, mixed, block, mask_term):
@@ -692,18 +658,6 @@ def puzzle_direct_energy(labels, xa, xb, sa, sb, lam, blocks, beta=1.2, gamma=0.
     return total
 
 
-def whole_costs(unary, down, right):
-    """All costs times 1000 b^2, cut to whole numbers."""
-    scale = 1000 * len(unary) ** 2
-    result = []
-    for table in (unary, down, right):
-        table = array(table)
-        for place in np.ndindex(table.shape):
-            table[place] = int(scale * table[place])
-        result.append(table)
-    return tuple(result)
-
-
 def lowest_energy(unary, down, right):
     """The labelling of least energy among all of them, and its energy."""
     blocks, _, n_labels = array(unary).shape
@@ -739,11 +693,6 @@ def lowest_grid_energy(unary, down, right, potts=False):
     return least
 
 
-def puzzle_mask(labels, n_labels, size):
-    """The mask (H, W) of labels (b, b): 1 - label / (n - 1), block by block."""
-    return nearest([[1 - int(label) / (n_labels - 1) for label in row] for row in labels], size)
-
-
 def transport_costs(saliency, mask, eps=0.8):
     """Costs (t t, t t) of moving patch i to place j: eps squared distance / (t-1)^2 - saliency_i [mask_j > 0]."""
     saliency, mask = array(saliency), array(mask)
@@ -776,6 +725,13 @@ def transport_rounds(costs, rounds):
                     if i != winner:
                         costs[i, j] += 1
     return won
+
+
+def cheapest_transport(costs):
+    """The least cost of giving each patch a place of its own, among all permutations."""
+    costs = array(costs)
+    n = len(costs)
+    return min(sum(costs[i, places[i]] for i in range(n)) for places in itertools.permutations(range(n)))
 
 
 def move_patches(x, places, size):

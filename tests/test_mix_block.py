@@ -94,6 +94,18 @@ def test_fixed_scale_is_learned_scale_at_one(k):
     assert torch.allclose(learned(ha, hb, curved, (8, 8)), fixed(ha, hb, lam, (8, 8)))
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_both_images_are_scaled(attention):
+    "By 1 + γλ the first and by 1 + γ(1 - λ) its partner: the same as features that were so scaled, with γ = 0."
+    ha, hb, lam = draw()
+    block = build(("learned", "two layers", attention, "bilinear", "after")).eval()
+    mask = block(ha, hb, lam, (8, 8))
+    own, other = (1 + .6*share.view(5, 1, 1, 1) for share in (lam, 1 - lam))
+    nn.init.zeros_(block.encoding.gamma)
+    assert torch.allclose(block(own*ha, other*hb, lam, (8, 8)), mask)
+    assert not torch.allclose(block(own*ha, own*hb, lam, (8, 8)), mask, atol=1e-6)
+
+
 def test_swapping_images():
     "With uniform attention a mask depends on its own image and λ alone: swapped images have swapped contents."
     ha, hb, lam = draw()
@@ -185,6 +197,13 @@ def test_continued_training_is_the_same():
 
 
 # ---- what is done with masks
+
+def test_constant_masks_near_the_ends():
+    "The margin itself belongs to them, on both sides."
+    lam = torch.tensor([.08, .081, .5, .919, .92])
+    constant = constant_near_ends(torch.full((5, 1, 2, 2), .3), lam, .08)[:, 0, 0, 0] == lam
+    assert constant.tolist() == [True, False, False, False, True]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_constant_mask_is_mixup(dtype):

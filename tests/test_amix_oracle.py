@@ -9,10 +9,12 @@ import pytest
 import torch
 from mixsupcon.core import learned_mixers, saliency
 from mixsupcon.core.clusters import Clusters
-from mixsupcon.core.methods import loss_of
+from mixsupcon.core.learned_mixers import saliency_of_views
+from mixsupcon.core.methods import begin_step, loss_of
 from mixsupcon.core.mix_block import (ATTENTIONS, CONTENTS, LAM_ENCODINGS, MASKS, UPSAMPLINGS, MixBlock, adjusted,
                                       by_mask, constant_near_ends, mask_loss, stage)
 from mixsupcon.core.mixers import mix
+from mixsupcon.core.models import update_state
 from mixsupcon.core.options import stream
 from small import build, small
 
@@ -685,3 +687,55 @@ def test_cross_view_pipeline(mixer, with_base, pipeline):
         return amix_oracle.moco_mix_step(lambda x: moved(plain(x)), lambda x: slow(plain(x)), V1, V2, p, mask[:, :1],
                                          own, net.queue, .2, crosses, with_base == "yes")
     assert_same_step(run, [V1, V2], theirs)
+
+
+@pytest.mark.parametrize("method, views", [("ce", [V1]), ("mixsupcon", [V1, V2])])
+def test_saliency_of_the_loss(method, views):
+    "The root of the channels' mean squared slope of the base loss, in eval mode, up to a factor for all pixels."
+    cfg = small(method, batch_size=SIX, mixer="puzzlemix")
+    net = build(cfg)
+
+    def step(images):
+        return begin_step(cfg, net, images, Y, 4, stream(0, "mix"))
+    maps = saliency_of_views(cfg, step(views))
+    assert net.training   # as before
+    net.eval()
+    ratios = []
+    for k, i, r, s in [(0, 0, 0, 0), (0, 3, 4, 5), (len(views) - 1, 5, 7, 2)]:
+
+        @torch.no_grad()
+        def loss(pixel, k=k, i=i, r=r, s=s):
+            images = [v.clone() for v in views]
+            images[k][i, :, r, s] = plain(pixel)
+            return cfg.goal.base_loss(step(images))
+        slopes = amix_oracle.gradient(loss, views[k][i, :, r, s], 1e-5)
+        ratios.append(maps[k][i, r, s].item()/np.sqrt(np.mean(slopes**2)))
+    assert np.allclose(ratios, ratios[0], rtol=1e-5)
+
+
+def test_other_mixer_inside_classes():
+    "Two images of one class are mixed by `inside_mixer`, two of different classes by `mixer`."
+    cfg = small("moco_mix", mixer="mixup", inside_mixer="cutmix", inside_alpha=.5)
+    white, y = torch.ones(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 2
+    step = begin_step(cfg, build(cfg), [white, 0*white], y, 2, stream(0, "mix"))
+    mask, w = cfg.strategy.mix(step, white, 0*white)
+    p = (w - w.diag().diag()).argmax(1)
+    assert 0 < (y == y[p]).sum() < 12
+    for i in range(12):
+        values = amix_oracle.pixels(mask[i])
+        assert len(set(values)) == (2 if y[i] == y[p[i]] else 1)
+        assert abs(amix_oracle.mean(values) - w[i, i].item()) < 1e-6
+
+
+def test_labels_go_through_the_queue_with_their_keys():
+    "In front the keys of view k and the labels of their images; the oldest leave."
+    run = Recorded("amix_i", block_loss="infonce_labels")
+    net = run.net
+    net.queue_labels.copy_(torch.arange(len(net.queue)) % 4 - 1)
+    keys, labels = net.queue.tolist(), net.queue_labels.tolist()
+    step = loss_of(run.cfg, net, [V1, V2], Y, 4, stream(0, "mix"), epoch=1, rows=ROWS)
+    slow = net.momentum_encoder
+    new = amix_oracle.unit_rows(slow["head"](slow["encoder"](V2)))
+    update_state(net, .9, step.new_keys)
+    assert np.allclose(net.queue.numpy(), new + keys[:-SIX], atol=1e-12)
+    assert net.queue_labels.tolist() == Y.tolist() + labels[:-SIX]

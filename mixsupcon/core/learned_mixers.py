@@ -6,8 +6,8 @@
 __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'WORDS', 'step_on', 'saliency_of_views', 'SaliencyGuide',
            'MaskGuide', 'finished_mask', 'amix', 'frozen', 'slow_net', 'slow_step', 'Mixed', 'halves_by', 'ce', 'pbce',
            'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'per_first', 'partner_of', 'same_class',
-           'AMixBlock', 'AutoMixBlock', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
-           'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
+           'AMixBlock', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out',
+           'negatives', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #a2c7778c
 import math
@@ -361,7 +361,7 @@ class AMixBlock:
         return [mix_block.MixBlock, mix_block.mask_loss, mix_block.adjusted, mix_block.constant_near_ends,
                 mix_block.stage, mix_block.by_mask, *([clustering.Clusters] if self.has_clusters else [])]
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #ba2a9957
+# %% ../../nbs/core/13_learned_mixers.ipynb #6c450f8a
 @dataclass(frozen=True)
 class AutoMixBlock(AMixBlock):
     "The network that draws the masks of AutoMix (Mix Block)."
@@ -374,6 +374,10 @@ class AutoMixBlock(AMixBlock):
     mask_variance: real(0, 1e3) = 0.
 
 MIXER_OPTIONS.update(amix=AMixBlock, automix=AutoMixBlock)
+
+def learns_masks(cfg: Config) -> bool:
+    "Whether a run's mixer is one that learns."
+    return any(isinstance(part, AMixBlock) for part in cfg.parts)
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #89a4a09a
 def decay(block: AMixBlock, cfg: Config, step: Step) -> float:

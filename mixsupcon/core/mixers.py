@@ -229,7 +229,7 @@ def require_guide(arguments: dict) -> None:
     require(guide or mixer not in GUIDED, f"mixer {mixer} needs the {GUIDED.get(mixer)} of the images: pass guide, a "
             "function of (images, where partners are from, partners' indices, λ), or use a method of the package")
 
-# %% ../../nbs/core/01_mixers.ipynb #e20234de
+# %% ../../nbs/core/01_mixers.ipynb #1cbc0072
 def with_checks(mix: Callable) -> Callable:
     "`mix` for arguments that have been looked at; with alpha 0 the images as they are, and the identity."
     takes = inspect.signature(mix)
@@ -241,9 +241,9 @@ def with_checks(mix: Callable) -> Callable:
             raise ConfigError(f"mix: {error}; it takes {', '.join(takes.parameters)}, and labels are mixed by the "
                               "matrix that it returns, w @ labels") from None
         require_images(own, other, gen, alpha)
-        require_guide(takes.bind(own, other, gen, *more, **given).arguments)
         if not alpha:
             return own, torch.eye(len(own), device=own.device)
+        require_guide(takes.bind(own, other, gen, *more, **given).arguments)
         return mix(own, other, gen, *more, **given)
     return checked
 

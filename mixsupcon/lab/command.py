@@ -125,13 +125,13 @@ def state_of(run: Run) -> str:
         return "unreadable"
     return "unfinished" if not complete else "altered" if problem_of(run) else "complete"
 
-# %% ../../nbs/lab/09_command.ipynb #c871bc29
+# %% ../../nbs/lab/09_command.ipynb #da10fc61
 def numbers_of(run: Run) -> list[dict]:
     "The rows of a run's results: protocol, metric, selection, value, number of images."
     state = run.state
     made = [read_some(run.folder/"metrics.json")] if state == "complete" else []
     if state in ("unfinished", "in use"):
-        made = [read_some(run.folder/f"{name}.json") for name in ("linear", "knn", "features")]
+        made = [read_some(run.folder/f"{name}.json") for name in ("linear", "knn", "classifier", "features")]
     rows = [row for result in made if isinstance(result.get("rows"), list) for row in result["rows"]]
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("value"), float)]
 

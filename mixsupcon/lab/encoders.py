@@ -124,7 +124,7 @@ def exported_config(folder: Path) -> dict:
         data_hash=known["data"], mixsupcon_version=mixsupcon.__version__,
         options={name: value for name, value in values(cfg).items() if name not in skipped})
 
-# %% ../../nbs/lab/08_encoders.ipynb #2664c911
+# %% ../../nbs/lab/08_encoders.ipynb #a6f0981d
 def code_note(folder: Path) -> str:
     "Whether today's code is the one that made a run, in words."
     from mixsupcon.lab.experiment import judging_code
@@ -132,7 +132,8 @@ def code_note(folder: Path) -> str:
     known = read_json(folder/"config.json", dict).get("code")
     if not isinstance(known, dict) or not known:
         return "no fingerprints recorded"
-    now = training_code(read_config(folder)) | judging_code()
+    cfg = read_config(folder)
+    now = training_code(cfg) | judging_code(cfg)
     pieces = sorted(name for name in known | now if known.get(name) != now.get(name))
     more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
     since = "between the run and its export"

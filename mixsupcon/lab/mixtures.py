@@ -6,10 +6,9 @@
 __all__ = ['PAIRS', 'SHOWN', 'SHARES', 'test_pairs', 'require_block', 'mask_of', 'seen', 'telling_losses', 'interval',
            'compared_with_mixup', 'as_png', 'from_png', 'pictures_of', 'mixtures_of', 'draw_masks', 'draw_scenarios']
 
-# %% ../../nbs/lab/11_mixtures.ipynb #4a0707a3
+# %% ../../nbs/lab/11_mixtures.ipynb #c28dc64d
 import base64
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,7 +18,7 @@ from ..core.goals import unit
 from ..core.learned_mixers import Mixed, bce
 from ..core.mix_block import adjusted, by_mask, stage
 from ..core.mixers import draw_lam, mixup
-from ..core.options import Config, choose, require, stream
+from ..core.options import Config, require, stream
 from ..core.views import normalise
 from .evaluate import Trained, record
 from .figures import STYLE, draw_images, panels, save_figure

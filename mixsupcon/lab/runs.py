@@ -13,7 +13,7 @@ __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json',
            'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder', 'find_run',
            'require_own_folder', 'delete_run']
 
-# %% ../../nbs/lab/01_runs.ipynb #1a57e7a5
+# %% ../../nbs/lab/01_runs.ipynb #35b7eb90
 import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
 import warnings
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..core.learned_mixers import learns_masks
 from ..core.options import Config, Lazy, Refusal, identity, project, record
 from .data import FileError, clear_leftovers, digest, is_alive, targets, write
 
@@ -402,10 +403,12 @@ def cached(folder: Path, name: str, make: Callable) -> Any:
         write_json(path, make(), over=False)
     return read_json(path)
 
-# %% ../../nbs/lab/01_runs.ipynb #6c92e9c7
+# %% ../../nbs/lab/01_runs.ipynb #d365f115
 def result_names(cfg: Config) -> list[str]:
     "The results that a complete run has."
-    return ["linear", "knn", *(f"transfer-{name}" for name in targets(cfg))]
+    judged = ["classifier"] if min(cfg.epochs, getattr(cfg, "classifier_epochs", 0)) else []
+    mixed = ["mixtures"] if learns_masks(cfg) else []
+    return ["linear", "knn", *judged, *mixed, *(f"transfer-{name}" for name in targets(cfg))]
 
 def file_digest(path: Path) -> str | None:
     "The digest of a file's bytes; None where there is no file."

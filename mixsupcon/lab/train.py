@@ -254,7 +254,7 @@ def judge_classifier(net: torch.nn.Module, data: Dataset, device: torch.device) 
     from mixsupcon.lab.evaluate import classifier_accuracy
     return classifier_accuracy(net, data, device)
 
-# %% ../../nbs/lab/03_train.ipynb #c8bcf8c9
+# %% ../../nbs/lab/03_train.ipynb #fa67b980
 def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
     "Train to the last epoch, logging each and saving checkpoints; the totals and the last loss."
     device = next(learner.net.parameters()).device
@@ -272,9 +272,9 @@ def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) 
             progress.begin(epoch)
             start, learner.net.passes = time.monotonic(), 0
             row = train_epoch(cfg, learner, x, y, data, epoch)
+            seconds, lr = time.monotonic() - start, learner.optimizer.param_groups[0]["lr"]
             if epoch > cfg.epochs - getattr(cfg, "classifier_epochs", 0):
                 row["accuracy"] = judge_classifier(learner.net, data, device)
-            seconds, lr = time.monotonic() - start, learner.optimizer.param_groups[0]["lr"]
             rows.append(dict(epoch=epoch, lr=lr, seconds=seconds, passes=learner.net.passes, **row))
             log(folder, rows[-1])
             trackers.call_all("log", rows[-1])

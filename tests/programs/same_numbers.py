@@ -47,7 +47,7 @@ def chosen(folders, each):
         cfg = read_config(folder)
         example = kind(cfg)
         if example not in today:
-            today[example] = training_code(cfg) | judging_code()
+            today[example] = training_code(cfg) | judging_code(cfg)
         new = differing(folder, today[example])
         if new and (taken[example] < each or not new <= pieces):
             taken[example] += 1

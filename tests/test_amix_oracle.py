@@ -5,6 +5,7 @@ from itertools import product
 
 import amix_oracle
 import numpy as np
+import oracle
 import pytest
 import torch
 from mixsupcon.core import learned_mixers, saliency
@@ -609,7 +610,7 @@ CONTRASTIVE = [
     ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", adjust_margin=0.)),
     ("amix_i", dict(block_loss="ce")), ("amix_i", dict(block_loss="pbce bce")),
     ("amix_i", dict(block_loss="infonce_labels")), ("amix_i", dict(block_loss="infonce_clusters bce", clusters=3)),
-    ("amix_c", dict(clusters=3))]
+    ("amix_i", dict(block_loss="pbce_clusters bce", clusters=3)), ("amix_c", dict(clusters=3))]
 
 
 @pytest.mark.parametrize("case", range(len(CONTRASTIVE)))
@@ -651,7 +652,7 @@ def test_contrastive_step(case):
                 block += c.bce_weight*amix_oracle.bce(z, *keys, lam_block, .2)
             elif word.startswith("infonce"):
                 block += amix_oracle.infonce_labels(z, *keys, lam_block, .2, queue, labels, partners, queue_labels)
-            elif word == "pbce":
+            elif word.startswith("pbce"):
                 block += amix_oracle.pbce(net.cluster_head(h), labels, partners, lam_block)
             else:
                 block += amix_oracle.ce(net.cluster_head(h), labels, partners, lam_block, weights)
@@ -661,6 +662,33 @@ def test_contrastive_step(case):
             block += amix_oracle.ce(logits[0], labels, labels, ones, weights)
             block += amix_oracle.ce(logits[1], labels, [labels[j] for j in p], lam, weights)
         return amix_oracle.amix_step(base, mixed_term, block, 0.)
+    assert_same_step(run, [V1, V2], theirs)
+
+
+def test_block_trained_by_mixsupcon():
+    "The loss of all mixtures of both views, of the encoder and again of the block, whose masks' losses are averaged."
+    run = Recorded("mixsupcon", mixer="amix", tau=.2, block_dropout=0.)
+    c, slow, onehot = run.cfg, run.net.momentum_encoder, torch.eye(4).double()[Y]
+
+    def mixtures(call, other, mask):
+        "One view's mixtures with the other, and their labels."
+        lam, p = run.pairs(call, other)
+        lam = plain(lam)[:, None]
+        own = V1 if other is V2 else V2
+        return plain(amix_oracle.blend(own, other[p], mask)), lam*onehot + (1 - lam)*onehot[p]
+
+    def contrast(embed, masks, first):
+        pairs = [mixtures(first + k, other, masks[k]) for k, other in enumerate((V2, V1))]
+        x, t = (torch.cat(part).numpy() for part in zip(*pairs, strict=True))
+        return oracle.contrastive(embed(plain(x)).numpy(), t, .2, "row", c.normalizer, c.label_sim)
+
+    def theirs(moved):
+        lam = [call[2].tolist() for call in run.calls]
+        for_encoder = [amix_oracle.constant_near_ends(run.mask(k, run.net), lam[k], c.lam_margin) for k in (0, 1)]
+        masks = [run.mask(k, moved) for k in (2, 3)]
+        own = contrast(lambda x: slow["head"](slow["encoder"](x)), masks, 2)
+        off = [c.mask_weight*amix_oracle.mask_loss(mask, lam[k]) for k, mask in zip((2, 3), masks, strict=True)]
+        return contrast(moved, for_encoder, 0) + own + amix_oracle.mean(off)
     assert_same_step(run, [V1, V2], theirs)
 
 

@@ -107,7 +107,7 @@ def test_mix_block(case, training):
         mask = amix_oracle.mix_block(x["ha"], x["hb"], x["lam"], size, weights, how["lam"], how["lam_curve"],
                                      how["content"], how["attention"], how["upsampling"], how["sigmoid"], training)
         return (mask*coefficients).sum()
-    assert_same(ours, theirs, arrays, seed=case, directions=2)
+    assert_same(ours, theirs, arrays, seed=case, directions=1)
 
 
 def test_running_statistics():

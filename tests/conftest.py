@@ -1,16 +1,24 @@
 "What several tests need: a tiny data set, a project of its own, run folders of both versions."
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from mixsupcon.core.configure import configure
 from mixsupcon.lab import data, runs
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as in the background of a shell, and inherited by every child
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "WARM_PYTHON" not in os.environ:   # else a worker of pytest-xdist
+    PLACE = warm.prepare()
+
+    def pytest_unconfigure():
+        shutil.rmtree(PLACE)
 
 ROOT = Path(__file__).parents[1]
 FIRST_VERSION = Path(__file__).parent/"data"/"first_version_runs"

@@ -13,6 +13,7 @@ from mixsupcon.lab import evaluate, runs, train
 from mixsupcon.lab.data import load_data
 from mixsupcon.lab.experiment import (
     Result, command_of, describe_run, experiment, figure_source, missing_commands, save_figures, show_figure)
+from warm import WARM
 
 import mixsupcon
 
@@ -24,8 +25,8 @@ def result(tmp_path_factory):
     return experiment("mixsupcon", dataset="digits", root=tmp_path_factory.mktemp("runs"), **QUICK)
 
 
-def python(code, **given):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **given)
+def python(code, command=(sys.executable,)):
+    return subprocess.run([*command, "-c", code], capture_output=True, text=True)
 
 
 def test_importing_costs_nothing():
@@ -135,7 +136,7 @@ def test_a_picture_is_drawn_again_only_if_its_source_changed(result, name):
 def test_plain_python_says_each_thing_once(tmp_path):
     "A script's terminal has one line for its one epoch, and no warning."
     code = f"from mixsupcon import experiment; print(experiment('supcon', root={str(tmp_path)!r}, **{QUICK}))"
-    done = python(code)
+    done = python(code, WARM)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"epoch 1/1 ", done.stdout + done.stderr)) == 1 and "Warning" not in done.stderr
     assert re.fullmatch(r"supcon on digits: linear 0\.\d{4} \(supcon-digits-\S+\)\n", done.stdout)

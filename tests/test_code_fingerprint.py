@@ -2,13 +2,13 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import pytest
 from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS, code_behind
+from warm import WARM
 
 ROOT = Path(__file__).parents[1]
 PRINT = """
@@ -39,7 +39,7 @@ def copy(tmp_path):
 def run(copy, code, *words):
     "Run code with the package in `copy`: the process that ended."
     path = f"import sys\nsys.path.insert(0, {str(copy)!r})\n"
-    done = subprocess.run([sys.executable, "-c", path + code, *words], cwd=copy, capture_output=True, text=True)
+    done = subprocess.run([*WARM, "-c", path + code, *words], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -4,11 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from warm import WARM
 
 ROOT, BIN = Path(__file__).parents[1], Path(sys.executable).parent
 WRITTEN = [ROOT/"README.md", *sorted((ROOT/"docs").glob("*.md")), *sorted((ROOT/"docs"/"tutorials").glob("*.md"))]
@@ -47,7 +49,7 @@ def run(words, where):
 def test_python_runs_as_written(page, project_copy):
     "Top to bottom, in a project of its own."
     (project_copy/"page.py").write_text(python_of(page))   # in a file, where the source of own parts can be read
-    run([sys.executable, "page.py"], project_copy)
+    run([*WARM, "page.py"], project_copy)
 
 
 # ---- commands
@@ -101,9 +103,14 @@ def check_module(words):
         parser_of(command).parse_intermixed_args(rest)
 
 
+@cache
+def help_of_snakemake():
+    return subprocess.run([BIN/"snakemake", "--help"], capture_output=True, text=True).stdout
+
+
 def check_snakemake(words):
     "Every option is one of snakemake's, or of the plugin that its line names."
-    known = subprocess.run([BIN/"snakemake", "--help"], capture_output=True, text=True).stdout
+    known = help_of_snakemake()
     plugins = {"--kubernetes-persistent-volumes"}
     for word in words:
         assert not word.startswith("--") or word in known or word in plugins, word
@@ -254,7 +261,7 @@ def test_the_site(tmp_path):
     "As `make docs` builds it: complete, no dead link, and it asks the network for nothing; a warning is an error."
     from mixsupcon.lab.experiment import Result
     root = tmp_path/"html"
-    run([BIN/"sphinx-build", "-q", "-W", "--keep-going", "-d", tmp_path/"trees", ROOT/"docs", root], ROOT)
+    run([*WARM, BIN/"sphinx-build", "-q", "-W", "--keep-going", "-d", tmp_path/"trees", ROOT/"docs", root], ROOT)
     assert {path.name for path in tmp_path.iterdir()} == {"html", "trees"}   # and nothing beside it
     site = {path: Links(path.read_text()) for path in root.rglob("*.html")}
     assert not loaded_from_elsewhere(root, site)

@@ -2,7 +2,6 @@
 import json
 import re
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from mixsupcon.lab.experiment import run_to_probe
 from mixsupcon.lab.runs import open_run, seal, unlock, visit, write_json
 from mixsupcon.lab.train import finish, net_for
 from safetensors.torch import load_file, save_file
+from warm import WARM
 
 ARCHS = [("resnet8", 8), ("resnet18", 32), ("resnet18_pool", 48), ("resnet18", 72)]
 if find_spec("timm"):
@@ -91,7 +91,7 @@ def test_it_is_loaded_where_this_package_is_not(tmp_path):
         folders.append(encoders.export_run(run, tmp_path/f"out{i}"))
         save_file(dict(images=images), tmp_path/f"out{i}.images")
         expected.append(h)
-    subprocess.run([sys.executable, "-c", ALONE, *folders], check=True)
+    subprocess.run([*WARM, "-c", ALONE, *folders], check=True)
     for folder, h, (arch, _) in zip(folders, expected, ARCHS):
         made = load_file(f"{folder}.features")
         assert len(made) == (1 if arch == "resnet8" else 2)   # which has no lines of its own in the card

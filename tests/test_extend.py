@@ -22,6 +22,7 @@ from mixsupcon.lab.experiment import experiment
 from mixsupcon.lab.extend import load_plugin, register
 from mixsupcon.lab.runs import read_config
 from torch import nn
+from warm import WARM
 
 ROOT = Path(__file__).parents[1]
 QUICK = dict(epochs=1, train_images=50, batch_size=25, image_size=8, probe_epochs=1, arch="resnet8")
@@ -430,7 +431,7 @@ def test_changed_code_of_a_users_file_is_noticed(plugin):
     "Of a mixer, and of what its file imports: OTHER CODE. Of a goal, which is part of the identity: another run."
     def train():
         (plugin.parent/"train.py").write_text(TRAIN)
-        done = subprocess.run([sys.executable, "train.py"], cwd=plugin.parent, capture_output=True, text=True)
+        done = subprocess.run([*WARM, "train.py"], cwd=plugin.parent, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         folders = [word for word in done.stdout.split() if word.startswith(("halved-", "scaled-"))]
         return folders, (done.stdout + done.stderr).count("OTHER CODE")

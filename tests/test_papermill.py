@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT, PAPERMILL = Path(__file__).parents[1], Path(sys.executable).with_name("papermill")
 COMMAND = [PAPERMILL, "nbs/run_experiment.ipynb", "-p", "method", "mixsupcon"]
@@ -21,9 +22,8 @@ def project(project_copy):
     return project_copy
 
 
-def run(project, *words, stdin=subprocess.DEVNULL):
-    env = dict(os.environ)
-    env.pop("PYTEST_CURRENT_TEST", None)   # a kernel that sees it does not pass on its standard error
+def run(project, *words, stdin=subprocess.DEVNULL, env=os.environ):
+    env = {k: v for k, v in env.items() if k != "PYTEST_CURRENT_TEST"}   # a kernel that sees it passes on no errors
     return subprocess.run([PAPERMILL, *words], cwd=project, env=env, stdin=stdin, capture_output=True, text=True)
 
 
@@ -89,7 +89,7 @@ def finished(tmp_path_factory):
     (root/"nbs").mkdir()
     for path in [*(ROOT/"nbs").glob("*.ipynb"), ROOT/"settings.ini"]:
         (root/path.relative_to(ROOT)).write_bytes(path.read_bytes())
-    first = run(root, *COMMAND[1:], *QUICK)
+    first = run(root, *COMMAND[1:], *QUICK, env=warm.cold())
     assert first.returncode == 0, first.stderr[-2000:]
     folder, = (root/"outputs"/"runs").iterdir()
     return root, first, folder

@@ -18,6 +18,7 @@ from mixsupcon.core.options import InTable, typed
 from mixsupcon.lab.progress import WATCHING, Stopped
 from mixsupcon.lab.runs import checkpoints, read_log
 from mixsupcon.lab.train import load_net, pretrain
+from warm import cold
 
 PAPERMILL = Path(sys.executable).with_name("papermill")
 NOTEBOOK = "nbs/run_experiment.ipynb"
@@ -31,9 +32,9 @@ def run(project, *words):
                           text=True)
 
 
-def in_terminal(project, *words, columns=100):
+def in_terminal(project, *words, columns=100, env=ENV):
     "papermill in a pseudo-terminal, with keys to press."
-    return pexpect.spawn(str(PAPERMILL), [NOTEBOOK, *words], cwd=str(project), env=ENV, encoding="utf-8", timeout=120,
+    return pexpect.spawn(str(PAPERMILL), [NOTEBOOK, *words], cwd=str(project), env=env, encoding="utf-8", timeout=120,
                          dimensions=(24, columns))
 
 
@@ -108,7 +109,7 @@ def test_help_lists_methods_and_recipes(project_copy):
 def test_ctrl_c_in_a_terminal(project_copy):
     "Stops after the epoch, in a sentence and with 130; run again, it continues there, and SIGTERM ends it likewise."
     words = [*SMALL, "-p", "epochs", "40"]
-    child = in_terminal(project_copy, *words)
+    child = in_terminal(project_copy, *words, env=cold(ENV))
     child.expect("epoch 2/40")
     child.sendintr()
     text, status = end(child)

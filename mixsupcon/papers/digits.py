@@ -14,7 +14,7 @@ from ..core.options import Lazy
 
 pd = Lazy("pandas")   # imported when first used
 
-# %% ../../nbs/papers/00_digits.ipynb #9fcd61e0
+# %% ../../nbs/papers/00_digits.ipynb #08d94dee
 digits = Recipe(
     source="the bundled digits in about a minute", fidelity="ours",
     default_for=("digits", "digits_low", "digits_high"),
@@ -23,13 +23,14 @@ digits = Recipe(
         crop_min=.7, flip=0., jitter=.2, gray=0.,
         probe_crop=.7, probe_flip=0., probe_epochs=30, probe_lr=.5,
         queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32,
-        block_momentum=.99, clusters=10),
+        block_momentum=.99, block_lr=.5, clusters=10),
     rows=dict(
         byol=dict(head="mlpbn_bn", lr=.1, momentum=.7, momentum_schedule="constant"),
         simsiam=dict(hidden=128, out=128),
         mixsiam=dict(hidden=128, out=128),
         wmse2=dict(out=16, white_eps=1e-4),    # 25 rows of 16 numbers are singular now and then
-        wmse4=dict(out=16, white_eps=1e-4)),
+        wmse4=dict(out=16, white_eps=1e-4),
+        **dict.fromkeys(("automix", "amix", "moco_mix", "amix_i", "amix_c"), dict(lam_per="sample"))),
     large_batch=dict(above=256, warmup_epochs=10))   # SupContrast's rule
 
 # %% ../../nbs/papers/00_digits.ipynb #bfd666ab

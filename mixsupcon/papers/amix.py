@@ -256,17 +256,20 @@ def inside_and_between(scale: str) -> Study:
     return study(scale, "Fig. 2(c): inside and between classes", rows, "moco",
                  only(INSTANCES, "tiny_imagenet resnet18"), shows=("knn5",), figures=(figure,))
 
-# %% ../../nbs/papers/06_amix.ipynb #c4b98803
+# %% ../../nbs/papers/06_amix.ipynb #e743196e
 ALPHA_GRID = dict(small=(2., .5, 4.), paper=(2., .2, .5, 1., 4.))
 CLUSTERS = dict(small=(10, 5, 20), paper=(200, 50, 100, 500))
 
-def one_option(scale: str, title: str, option: str, what: str, values: tuple) -> Study:
-    "AMix-C by the values of an option, the first of which is the recipe's."
-    rows = {f"{what} {value:g}": dict(method="amix_c") | {option: value} for value in values}
-    points = {row: (value, "amix_c") for row, value in zip(rows, values)}
+def one_option(scale: str, title: str, option: str, what: str, values: tuple, **clusters) -> Study:
+    "AMix by the values of an option, the recipe's first; `clusters` are further settings of a block with labels."
+    given = dict(small=dict(method="amix") | clusters, paper=dict(method="amix_c"))[scale]
+    rows = {f"{what} {value:g}": given | {option: value} for value in values}
+    points = {row: (value, given["method"]) for row, value in zip(rows, values)}
     figure = Figure("line", f"By {what}; bars are standard deviations over seeds", dict(x=what, points=points))
-    return study(scale, title, rows, next(iter(rows)), only(INSTANCES, "tiny_imagenet resnet18"),
-                 shows=("knn5",), figures=(figure,))
+    common = scale, title, rows, next(iter(rows)), only(INSTANCES, "tiny_imagenet resnet18")
+    if scale == "small":
+        return with_classes(*common, figures=(figure,))
+    return study(*common, shows=("knn5",), figures=(figure,))
 
 def beta_parameter(scale: str) -> Study:
     "Fig. 5, middle."
@@ -274,7 +277,8 @@ def beta_parameter(scale: str) -> Study:
 
 def number_of_clusters(scale: str) -> Study:
     "Fig. 5, right."
-    return one_option(scale, "Fig. 5: number of clusters", "clusters", "K", CLUSTERS[scale])
+    return one_option(scale, "Fig. 5: number of clusters", "clusters", "K", CLUSTERS[scale],
+                      block_loss="ce_clusters")
 
 # %% ../../nbs/papers/06_amix.ipynb #5391d21d
 def studies(scale: str) -> dict:

@@ -6,8 +6,9 @@
 __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'WORDS', 'step_on', 'saliency_of_views', 'SaliencyGuide',
            'MaskGuide', 'finished_mask', 'amix', 'frozen', 'slow_net', 'slow_step', 'Mixed', 'halves_by', 'ce', 'pbce',
            'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'per_first', 'partner_of', 'same_class',
-           'AMixBlock', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out',
-           'negatives', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
+           'BlockNetwork', 'AMixBlock', 'uses', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch',
+           'compared', 'left_out', 'negatives', 'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss',
+           'remember_labels']
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #a2c7778c
 import math
@@ -205,7 +206,7 @@ class CleanAndMixed(MixLabels):
     def loss(self, goal, step):
         return goal.base_loss(step) + self.mixed_loss(goal, step)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #c411fb59
+# %% ../../nbs/core/13_learned_mixers.ipynb #f9f1beca
 @dataclass(frozen=True)
 class CrossView(Mixing):
     "The base loss, and mixtures of both views whose positives are their sources' keys in the other view (AMix, eq. 4)."
@@ -213,7 +214,7 @@ class CrossView(Mixing):
     partner: Partner = "cross_derange"                                  # mix with: another image, in the other view
     pipeline: Literal["cross-view", "same-view"] = "cross-view"         # same-view: mixtures and keys of view 1
     with_base: YesNo = "yes"                                            # whether the base loss is added
-    inside_mixer: str = ""                                              # the mixer of two images of one class, if another
+    inside_mixer: str = ""                                              # another mixer of two images of one class
     inside_alpha: real(1e-3, 1e3) = 1.                                  # and its alpha
 
     def idle(self, cfg):
@@ -275,35 +276,55 @@ def same_class(y: "torch.Tensor", p: "torch.Tensor") -> "torch.Tensor":
     "Whether an image and its partner are of one class; unlabelled ones (-1) are not."
     return (y == y[p]) & (y >= 0)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #fb16fd6a
+# %% ../../nbs/core/13_learned_mixers.ipynb #f2658e13
+@dataclass(frozen=True)
+class BlockNetwork:
+    "The network that draws masks, how fast it learns, and the momentum encoder whose features it sees."
+    block_lam: Literal["learned", "fixed", "concat"] = "learned"        # how λ enters; features·(1 + γλ): γ learned, or 1
+    block_lam_curve: real(0, 10) = 0.                                   # k of the released curve of λ; 0: a line
+    block_content: Literal["two layers", "linear"] = "two layers"       # of the value of a position
+    block_attention: Literal["self", "cross"] = "self"                  # over both images, or from one to the other
+    block_upsampling: Literal["bilinear", "nearest"] = "bilinear"       # of the mask to the image's size
+    block_sigmoid: Literal["after", "before"] = "after"                 # the up-sampling
+    block_dropout: real(0, .9) = .1                                     # of the content
+    block_layer: whole(1, 4) = 3                                        # the encoder's stage that it sees
+    block_lr: real(0, 1e3) = .1                                         # its highest learning rate
+    block_lr_end: Share = .001                                          # its rate at the end, as a share
+    block_momentum: Share = .999                                        # of the momentum encoder, if the goal has none
+    block_momentum_schedule: Literal["constant", "cosine"] = "cosine"   # cosine: it rises to 1 by the end
+
+    def rates(self) -> dict:
+        "The learning rate of the block by the share of training that is over."
+        low = self.block_lr*self.block_lr_end
+        return dict(mix_block=lambda over: low + (self.block_lr - low)*(1 + math.cos(math.pi*over))/2)
+
+    def idle(self, cfg):
+        reasons = {} if self.block_lam == "fixed" else dict(block_lam_curve="block_lam is not fixed")
+        if uses_momentum_encoder(cfg.goal):
+            reasons |= dict.fromkeys(("block_momentum", "block_momentum_schedule"), "its goal has a momentum encoder")
+        return reasons
+
+    def traced(self) -> list:   # what the network is made of
+        return [mix_block.MixBlock, mix_block.mask_loss, mix_block.adjusted, mix_block.constant_near_ends,
+                mix_block.stage, mix_block.by_mask]
+
+# %% ../../nbs/core/13_learned_mixers.ipynb #3fb8b6d7
 WORDS = ("own", "ce", "ce_clusters", "pbce", "pbce_clusters", "bce", "infonce", "infonce_clusters", "infonce_labels")
 
 @dataclass(frozen=True)
-class AMixBlock:
-    "A network that draws the masks and learns beside the encoder (Mix Block+, AMix)."
-    block_lam: Literal["learned", "fixed", "concat"] = "learned"          # how λ enters: features · (1 + γ λ), γ learned or 1
-    block_lam_curve: real(0, 10) = 0.                                     # k of the released curve of λ; 0: a line
-    block_content: Literal["two layers", "linear"] = "two layers"         # of the value of a position
-    block_attention: Literal["self", "cross"] = "self"                    # over both images' features, or of one to the other
-    block_upsampling: Literal["bilinear", "nearest"] = "bilinear"         # of the mask to the image's size
-    block_sigmoid: Literal["after", "before"] = "after"                   # the up-sampling
-    block_dropout: Share = .1                                             # of the content
-    block_layer: whole(1, 4) = 3                                          # the encoder's stage that it sees
-    block_lr: real(0, 1e3) = .1                                           # its highest learning rate
-    block_lr_end: Share = .001                                            # its rate at the end, as a share
-    block_momentum: Share = .999                                          # of the momentum encoder, where the goal has none
-    block_momentum_schedule: Literal["constant", "cosine"] = "cosine"     # cosine: it rises to 1 by the end
-    block_loss: str = "own"                                               # own, ce, pbce, bce, infonce, …; several are added
-    bce_weight: real(0, 1e3) = 1.                                         # of bce
-    mask_weight: real(0, 1e3) = .1                                        # of the loss of masks
-    mask_slack: Share = .1                                                # how far a mask's mean may be from λ
-    mask_variance: real(0, 1e3) = 2.                                      # how much a mask's variance is rewarded
-    mask_mean: Literal["image", "batch"] = "image"                        # whose mean is to be λ
-    mask_schedule: Literal["constant", "cosine"] = "constant"             # of both weights; cosine: to 0 by the end
-    adjust: YesNo = "no"                                                  # whether a mixture's mask gets the mean λ
-    adjust_margin: Share = 0.                                             # where its mean is further than that from λ
-    lam_margin: Share = .08                                               # λ closer to 0 or 1 is the mask itself
-    clusters: whole(2, 10**6) = 200                                       # of online deep clustering
+class AMixBlock(BlockNetwork):
+    "Masks drawn by a network that learns beside the encoder (Mix Block+, AMix)."
+    block_loss: str = "own"                                    # own, ce, pbce, bce, infonce, …; several are added
+    bce_weight: real(0, 1e3) = 1.                              # of bce
+    mask_weight: real(0, 1e3) = .1                             # of the loss of masks
+    mask_slack: Share = .1                                     # how far a mask's mean may be from λ
+    mask_variance: real(0, 1e3) = 2.                           # how much a mask's variance is rewarded
+    mask_mean: Literal["image", "batch"] = "image"             # whose mean is to be λ
+    mask_schedule: Literal["constant", "cosine"] = "constant"  # of both weights; cosine: towards 0 by the end
+    adjust: YesNo = "no"                                       # whether a mixture's mask gets the mean λ
+    adjust_margin: Share = 0.                                  # where its mean is further than that from λ
+    lam_margin: Share = .08                                    # λ closer to 0 or 1 is the mask itself
+    clusters: whole(2, 10**6) = 200                            # of online deep clustering, or classes of their head
 
     @property
     def words(self) -> list:   # what the block learns from
@@ -315,51 +336,33 @@ class AMixBlock:
 
     @property
     def parts(self):   # of the network
-        by_class = any(word.partition("_")[0] in ("ce", "pbce") for word in self.words)
-        by_label = any(word in ("infonce_labels", "infonce_clusters") for word in self.words)
-        more = dict(clusters=self.has_clusters, cluster_head=by_class, queue_labels=by_label)
-        return (*block_parts.BLOCK_PARTS, *(name for name, needed in more.items() if needed))
-
-    def rates(self):
-        "The learning rate of the block by the share of training that is over."
-        low = self.block_lr*self.block_lr_end
-        return dict(mix_block=lambda over: low + (self.block_lr - low)*(1 + math.cos(math.pi*over))/2)
+        needed = dict(clusters=self.has_clusters, cluster_head=uses(self, "ce", "pbce"),
+                      queue_labels=uses(self, "infonce_labels", "infonce_clusters"))
+        return (*block_parts.BLOCK_PARTS, *(name for name, is_needed in needed.items() if is_needed))
 
     def idle(self, cfg):
-        reasons = {} if self.block_lam == "fixed" else dict(block_lam_curve="block_lam is not fixed")
-        if uses_momentum_encoder(cfg.goal):
-            reasons |= dict.fromkeys(("block_momentum", "block_momentum_schedule"), "its goal has a momentum encoder")
-        reasons |= {} if self.adjust == "yes" else dict(adjust_margin="adjust is no")
-        reasons |= {} if "bce" in self.words else dict(bce_weight="block_loss has no bce")
-        return reasons | ({} if self.has_clusters or self.labels_head(cfg) else dict(clusters="there are no clusters"))
-
-    def labels_head(self, cfg: Config) -> bool:
-        "Whether a head for classes is learned beside a loss that has none."
-        return not cfg.goal.classifier and any(word in ("ce", "pbce") for word in self.words)
+        classes = self.has_clusters or (uses(self, "ce", "pbce") and not cfg.goal.classifier)
+        reasons = dict(adjust_margin="adjust is no", bce_weight="block_loss has no bce", clusters="there are no clusters")
+        acting = dict(adjust_margin=self.adjust == "yes", bce_weight="bce" in self.words, clusters=classes)
+        return super().idle(cfg) | {name: reason for name, reason in reasons.items() if not acting[name]}
 
     def check(self, cfg):
         for word in self.words or [""]:
             choose(dict.fromkeys(WORDS), word, "block_loss")
         pairs = self.words == ["own"] or hasattr(cfg.strategy, "mixed_views")
-        require(pairs, f"{cfg.method} knows block_loss own alone: the other words are of automix, amix, moco_mix, "
-                       "amix_i and amix_c")
+        require(pairs, f"{cfg.method} knows block_loss own alone: other words are of automix, amix, moco_mix, amix_i "
+                       "and amix_c")
 
     def own_loss(self, cfg: Config, step: Step) -> "torch.Tensor":
         "The loss of the block, and of the head for its classes."
-        slow = slow_step(step)
-        guide = MaskGuide(cfg, slow, True, step.guides[cfg.mixer].features)
-        slow.mixer, slow.guides = cfg.mixer, {cfg.mixer: guide}
-        classes = label_batch(self, cfg, step)
-        loss = block_losses(self, cfg, step, slow, classes)
-        masks = [mix_block.mask_loss(mask, lam, self.mask_slack, self.mask_variance, self.mask_mean)
-                 for mask, lam, _ in guide.seen]
-        slow.release()
-        return loss + self.mask_weight*decay(self, cfg, step)*sum(masks)/len(masks)
+        return whole_block_loss(self, cfg, step)
 
-    def code_behind(self) -> list:
-        "What is traced besides the text of this class."
-        return [mix_block.MixBlock, mix_block.mask_loss, mix_block.adjusted, mix_block.constant_near_ends,
-                mix_block.stage, mix_block.by_mask, *([clustering.Clusters] if self.has_clusters else [])]
+    def traced(self):
+        return super().traced() + ([clustering.Clusters] if self.has_clusters else [])
+
+def uses(block: AMixBlock, *names: str) -> bool:
+    "Whether the block learns from one of these losses, or from its form for clusters where only the stem is named."
+    return any(word in names or word.removesuffix("_clusters") in names for word in block.words)
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #6c450f8a
 @dataclass(frozen=True)
@@ -419,7 +422,19 @@ def negatives(net: "models.Net", keys: "torch.Tensor", labels: "torch.Tensor | N
     itself = torch.eye(len(p), dtype=torch.bool, device=p.device)
     return keys, left_out(labels, labels, itself, p)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #ef548c4f
+# %% ../../nbs/core/13_learned_mixers.ipynb #64c55c73
+def whole_block_loss(block: AMixBlock, cfg: Config, step: Step) -> "torch.Tensor":
+    "What the block learns from in a step: losses of its own mixtures, and of their masks."
+    slow = slow_step(step)
+    guide = MaskGuide(cfg, slow, True, step.guides[cfg.mixer].features)
+    slow.mixer, slow.guides = cfg.mixer, {cfg.mixer: guide}
+    loss = block_losses(block, cfg, step, slow, label_batch(block, cfg, step))
+    masks = [mix_block.mask_loss(mask, lam, block.mask_slack, block.mask_variance, block.mask_mean)
+             for mask, lam, _ in guide.seen]
+    slow.release()
+    return loss + block.mask_weight*decay(block, cfg, step)*sum(masks)/len(masks)
+
+# %% ../../nbs/core/13_learned_mixers.ipynb #3e740ac8
 def block_losses(block: AMixBlock, cfg: Config, step: Step, slow: Step, labels: dict) -> "torch.Tensor":
     "All that the block learns from in a step, but for the loss of its masks."
     if block.words == ["own"]:

@@ -205,7 +205,7 @@ def changes_numbers(owner: type) -> bool:
     own = options.options(owner)
     return not own or not {*own} <= {*getattr(owner, "free", ())}
 
-# %% ../../nbs/core/14_methods.ipynb #a53a8f19
+# %% ../../nbs/core/14_methods.ipynb #3d76ab36
 def code_behind(cfg: Config) -> dict:
     "The fingerprints of all code that the training of a run uses: name → twelve digits."
     functions = [type(part) for part in cfg.parts if changes_numbers(type(part))]
@@ -217,5 +217,5 @@ def code_behind(cfg: Config) -> dict:
     if cfg.strategy.mixes:
         functions += [mixing.MIXERS[name] for name in cfg.mixer.split()] + [mixing.PARTNERS[cfg.partner]]
         functions += [GUIDES[GUIDED[name]] for name in cfg.mixer.split() if name in GUIDED]
-    functions += [function for part in cfg.parts if hasattr(part, "code_behind") for function in part.code_behind()]
+    functions += [function for part in cfg.parts if hasattr(part, "traced") for function in part.traced()]
     return options.code_of(*functions)

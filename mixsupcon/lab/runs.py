@@ -337,10 +337,10 @@ def differences(known: dict, now: dict) -> str:
               if old.get(name) != new.get(name)]
     return ", ".join(unlike) or "it was made by another revision of the code"
 
-# %% ../../nbs/lab/01_runs.ipynb #cde8030e
+# %% ../../nbs/lab/01_runs.ipynb #81f1fce1
 @cache
 def same_numbers() -> dict:
-    "Pieces of code rewritten without a change of numbers: name → {earlier fingerprint, '' if it was not there: today's}."
+    "Pieces of code rewritten without a change of numbers: name → {earlier fingerprint ('' if none): today's}."
     from importlib.resources import files
     return json.loads((files("mixsupcon.lab")/"same_numbers.json").read_text())
 

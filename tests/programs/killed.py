@@ -1,4 +1,4 @@
-"""Trains each method four epochs straight, and again with kill -9 in the middle of the third; prints what differs.
+"""Trains each method three epochs straight, and again with kill -9 in the middle of the third; prints what differs.
 
     python tests/programs/killed.py FOLDER [METHOD ...]
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import IPython.display   # noqa: F401 -- here and not in every child
 import safetensors.torch   # noqa: F401
+import scipy.special   # noqa: F401
 import torch
 import torch._dynamo   # noqa: F401 -- which the first optimiser of a process imports
 
@@ -77,13 +78,13 @@ def in_third_epoch(root, wait):
 
 def compare(method, number, root):
     "What differs between a straight training, one that was killed and resumed, and one with another seed."
-    given = dict(method=method, image_size=8, train_images=192, epochs=4, save_seconds=0.)
+    given = dict(method=method, image_size=8, train_images=64, batch_size=32, epochs=3, save_seconds=0.)
     cfg = configure(**given)
     data = load_data(cfg)
     straight, broken, other = (root/f"{method}-{how}" for how in ("straight", "killed", "other"))
     begun = time.monotonic()
     fork(lambda: train_whole(cfg, data, straight))
-    epoch = (time.monotonic() - begun)/4
+    epoch = (time.monotonic() - begun)/3
     for share in (.2 + .1*(number % 6), .1, 0.):   # sooner, if a busy machine missed the moment
         shutil.rmtree(broken, ignore_errors=True)
         killed = fork(lambda: train_whole(cfg, data, broken), in_third_epoch(broken, epoch*share))

@@ -69,7 +69,7 @@ def embedding_table(folders: dict[str, Path], results: dict) -> "pd.DataFrame":
     return pd.DataFrame([dict(panel=name, run=folders[name].name) | {column: result[column] for column in columns}
                          for name, result in results.items()])
 
-# %% ../../nbs/report/02_tables.ipynb #3fd7893b
+# %% ../../nbs/report/02_tables.ipynb #6c5ce124
 NUMBERS = {   # column → protocol, metric, selection
     "linear": ("probe", "accuracy", "last"),
     "best test": ("probe", "accuracy", "best_test"),
@@ -82,6 +82,7 @@ NUMBERS = {   # column → protocol, metric, selection
     "classifier mix": ("classifier_mix", "accuracy", "median_last10"),
     "classifier slow": ("classifier_slow", "accuracy", "median_last10"),
     "classifier slow mix": ("classifier_slow_mix", "accuracy", "median_last10"),
+    "mask gain": ("mixtures", "gain", "last"),
     "elsewhere": ("elsewhere", "accuracy", "last"),
     "knn5": ("knn5", "accuracy", "last"),
     "knn20": ("knn20", "accuracy", "last"),
@@ -120,7 +121,7 @@ def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     numbers = pd.DataFrame([rows.get(i) or {} for i in table.index], index=table.index, columns=columns)
     return pd.concat([table, numbers.astype(float)], axis=1)
 
-# %% ../../nbs/report/02_tables.ipynb #bdf20233
+# %% ../../nbs/report/02_tables.ipynb #7c7cef49
 COLUMNS = {   # measure → title, factor, digits
     "linear": ("linear (last)", 100, 1),
     "best test": ("linear (best test)", 100, 1),
@@ -139,6 +140,7 @@ COLUMNS = {   # measure → title, factor, digits
     "classifier mix": ("mixtures' classifier (median of last 10)", 100, 1),
     "classifier slow": ("momentum classifier (median of last 10)", 100, 1),
     "classifier slow mix": ("mixtures' momentum classifier (median of last 10)", 100, 1),
+    "mask gain": ("MixUp's loss less the mask's", 1, 3),
     "passes": ("forwards (thousands)", 1e-3, 0)}
 
 # %% ../../nbs/report/02_tables.ipynb #9c86a67a

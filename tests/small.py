@@ -5,16 +5,16 @@ import torch
 from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import loss_of, parts_of_net
 from mixsupcon.core.models import make_net
-from mixsupcon.core.options import options, stream, values
+from mixsupcon.core.options import idle, options, stream, values
 
-CLASSES = 4
+CLASSES, CLUSTERS = 4, 5
 SIZES = dict(   # that fit twelve images
     batch_size=12, out=4, hidden=16, queue=24, prototypes=7, predictor=9, white_size=6)
 
 
-def owned(method):
-    "The options of a method as it is usually configured: name -> type."
-    return {name: kind for part in configure(method).parts for name, kind in options(part).items()}
+def owned(method, **given):
+    "The options of a method as it is usually configured, but for what is given: name -> type."
+    return {name: kind for part in configure(method, **given).parts for name, kind in options(part).items()}
 
 
 def small(method, **given):
@@ -25,7 +25,10 @@ def small(method, **given):
         sizes["queue"] = 0
     if given.get("head", getattr(configure(method), "head", "")) == "linear":
         del sizes["hidden"]
-    return configure(method, **sizes | given)
+    cfg = configure(method, **sizes | given)
+    if "clusters" in values(cfg).keys() - idle(cfg).keys() - given.keys():
+        cfg = configure(method, **sizes | dict(clusters=CLUSTERS) | given)
+    return cfg
 
 
 def build(cfg, side=8):
@@ -46,7 +49,16 @@ def draw(cfg, n=12, side=8, seed=0):
     return views, torch.arange(n).sqrt().long() % CLASSES   # classes of different sizes, one of a single image
 
 
-def loss(cfg, net=None, n=12, side=8, seed=0):
+def fill_clusters(net, n=12):
+    "Random features of all images into the bank of a network that clusters them."
+    if hasattr(net, "clusters") and not len(net.clusters.bank):
+        width = net.clusters.bank.shape[1]
+        net.clusters.fill(torch.randn(n, width, generator=stream(0, "bank"), dtype=torch.float64))
+    return net
+
+
+def loss(cfg, net=None, n=12, side=8, seed=0, epoch=None):
     "The step of a config on random images."
     views, y = draw(cfg, n, side, seed)
-    return loss_of(cfg, net or build(cfg, side), views, y, CLASSES, stream(seed, "mix"))
+    net = fill_clusters(net or build(cfg, side), n)
+    return loss_of(cfg, net, views, y, CLASSES, stream(seed, "mix"), epoch, torch.arange(n))

@@ -105,7 +105,9 @@ def test_corrected_numbers_differ(case):
 
 
 def test_every_method_of_the_first_version_is_compared():
-    assert {RENAMED.get(method, method) for method in STORED["methods"]} == {*METHODS}
+    "All methods but those that were added since."
+    added = {"automix", "amix", "moco_mix", "amix_i", "amix_c"}
+    assert {RENAMED.get(method, method) for method in STORED["methods"]} == {*METHODS} - added and added < {*METHODS}
     assert len(STORED["cases"]) > 290 and len(DIFFERENT) < 20
 
 

@@ -10,8 +10,11 @@ from mixsupcon.lab.train import Learner, pretrain, resolve_device, train_epoch
 from torch import nn
 
 SMALL = dict(dataset="digits", arch="resnet8", image_size=8, batch_size=20, device="cpu", epochs=4)
-LEARNED = {"automix": {}, "amix": {}, "amix_i": dict(queue=80), "amix_c": dict(queue=80, clusters=5),
-           "mixsupcon": dict(mixer="amix"), "npair_imix": dict(mixer="amix"), "moco_unmix": dict(mixer="automix", queue=80)}
+QUICK = dict(arch="resnet8", device="cpu", epochs=4)
+USUAL = dict(mask_weight=1., mask_slack=0.)   # masks that are pulled to λ from the start
+LEARNED = dict(
+    automix={}, amix={}, amix_i=dict(queue=80), amix_c=dict(queue=80, clusters=5), mixsupcon=dict(mixer="amix"),
+    npair_imix=dict(mixer="amix"), moco_unmix=dict(mixer="automix", queue=80))
 
 
 def net_of(cfg, classes=3, side=16):
@@ -32,7 +35,8 @@ class Constant(nn.Module):
         return lam.to(ha).view(-1, 1, 1, 1).expand(len(ha), 1, *size)
 
 
-@pytest.mark.parametrize("method", ["ce", "mixsupcon", "npair_imix", "supclr_imix", "moco_unmix", "moco_mix", "byol_unmix"])
+@pytest.mark.parametrize("method", [
+    "ce", "mixsupcon", "npair_imix", "supclr_imix", "moco_unmix", "moco_mix", "byol_unmix"])
 def test_a_constant_mask_is_mixup(method, monkeypatch):
     "With the mask λ everywhere a learned mixer makes MixUp's loss, λ and partners drawn alike."
     sizes = dict(SMALL, **(dict(queue=40) if "moco" in method else {}))
@@ -75,7 +79,8 @@ def gradients(net, loss):
     return reached
 
 
-@pytest.mark.parametrize("method", ["ce", "mixsupcon", "simclr_imix", "moco_mix", "byol_unmix", "swav_unmix", "mixsiam"])
+@pytest.mark.parametrize("method", [
+    "ce", "mixsupcon", "simclr_imix", "moco_mix", "byol_unmix", "swav_unmix", "mixsiam"])
 @pytest.mark.parametrize("mixer", ["saliencymix", "puzzlemix", "comixup"])
 def test_salient_mixers_serve_every_goal(method, mixer):
     "A finite loss that reaches the encoder, the same again from the same draws; the pass for saliency leaves no trace."
@@ -112,9 +117,9 @@ def test_more_clusters_than_images(tiny, tmp_path):
 @pytest.mark.parametrize("method", LEARNED)
 def test_the_block_goes_on_where_it_stopped(method, tiny):
     "After two epochs all tensors into a fresh learner, two more: the same bits as four at a stretch."
-    sizes = dict(batch_size=len(tiny.train_x)//2, **{k: 2*(len(tiny.train_x)//2) for k in ("queue",) if k in LEARNED[method]})
-    more = {k: v for k, v in LEARNED[method].items() if k != "queue"}
-    cfg = resolve_device(configure(method, epochs=4, device="cpu", arch="resnet8", last_batch="drop", **sizes, **more))
+    half = len(tiny.train_x)//2
+    more = LEARNED[method] | (dict(queue=2*half) if "queue" in LEARNED[method] else {})
+    cfg = resolve_device(configure(method, batch_size=half, last_batch="drop", **QUICK, **more))
     straight, halved = (Learner(cfg, tiny, torch.device("cpu")) for _ in range(2))
     for learner in (straight, halved):
         if hasattr(learner.net, "clusters"):
@@ -128,6 +133,31 @@ def test_the_block_goes_on_where_it_stopped(method, tiny):
     ours, theirs = again.tensors(), straight.tensors()
     assert ours.keys() == theirs.keys() and any("mix_block" in name for name in ours)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def trained(tiny, **given):
+    "AutoMix after two of four epochs: name → tensor."
+    cfg = resolve_device(configure("automix", batch_size=len(tiny.train_x)//2, last_batch="drop", **QUICK, **given))
+    learner = Learner(cfg, tiny, torch.device("cpu"))
+    start = {name: tensor.clone() for name, tensor in learner.tensors().items()}
+    run(cfg, learner, tiny, range(1, 3))
+    return start, learner.tensors()
+
+
+@pytest.mark.parametrize("name, value, of", [
+    ("block_lr", 5., "mix_block"), ("block_lr_end", .5, "mix_block"), ("mask_schedule", "cosine", "mix_block"),
+    ("block_momentum", .5, "momentum_encoder"), ("block_momentum_schedule", "constant", "momentum_encoder")])
+def test_what_acts_after_the_first_step(name, value, of, tiny):
+    "Rates of the block, how fast the momentum encoder follows, and weights that fall with the epochs."
+    (_, plain), (_, other) = trained(tiny, **USUAL), trained(tiny, **USUAL | {name: value})
+    changed = {tensor for tensor in plain if not torch.equal(plain[tensor], other[tensor])}
+    assert any(of in tensor for tensor in changed), f"{name} changes {sorted(changed) or 'nothing'}"
+
+
+def test_with_rate_0_the_block_stays(tiny):
+    start, end = trained(tiny, block_lr=0.)
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved and not {name for name in moved if "mix_block" in name and "weight" in name}
 
 
 def run(cfg, learner, data, epochs):

@@ -8,10 +8,14 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 from mixsupcon.core.configure import configure, options as listed
+from mixsupcon.core.goals import MoCo
+from mixsupcon.core.learned_mixers import CleanAndMixed, CrossView
 from mixsupcon.core.methods import METHODS, all_owners
+from mixsupcon.core.mixers import MIXER_OPTIONS
 from mixsupcon.core.options import Refusal, gathered, identity, idle, options, refused, values
 from mixsupcon.core.recipe import PROBES
-from small import draw, loss, owned, small
+from mixsupcon.core.strategies import uses_momentum_encoder
+from small import build, draw, loss, owned, small
 
 OWNERS = {}   # option -> names of the classes that have it
 for owner in all_owners():
@@ -29,7 +33,9 @@ CONTEXT = dict(   # what else must be set for an option to act
     lam_per=dict(mixer="mixup"), fold=dict(mixer="cutmix"), partner=dict(mixer="mixup"), hidden=dict(head="mlp"),
     lars_trust=dict(optimizer="lars"), milestones=dict(schedule="step"), decay=dict(schedule="step"),
     cosine_end=dict(schedule="cosine"), cosine_clock=dict(schedule="cosine"), warmup_lr=dict(warmup_epochs=2),
-    warmup_ends=dict(warmup_epochs=2))
+    warmup_ends=dict(warmup_epochs=2), inside_alpha=dict(inside_mixer="cutmix"),
+    block_lam_curve=dict(block_lam="fixed"), block_sigmoid=dict(block_upsampling="bilinear"),
+    adjust_margin=dict(adjust="yes"), bce_weight=dict(block_loss="own bce"), clusters=dict(block_loss="ce_clusters"))
 ALONG = dict(small_crops=dict(small_size=8))   # what must be changed along with an option
 OTHER = dict(   # values to change to, where another of its type would not do
     dataset=["digits_low"], data_dir=["elsewhere"], transfer=["digits_low"], normalise=["cifar10"], image_size=[8],
@@ -39,13 +45,18 @@ OTHER = dict(   # values to change to, where another of its type would not do
     warmup_epochs=[3], warmup_steps=[5], warmup_lr=[.02], decay=[.3], cosine_end=[.5], probe_milestones=[".5"],
     probe_lrs=[".1 1"], lars_trust=[.01], momentum=[.5], seed=[3], arch=["resnet18"], siam_weight=[.3],
     view_share=[.3], jitter=[.3], hue_share=[.2], jitter_prob=[.5], crop_min=[.9], mix_weight=[.5], mix_tau=[.2],
-    gray=[.3], probe_decay=[.5], track=["tensorboard"])
+    gray=[.3], probe_decay=[.5], track=["tensorboard"], inside_mixer=["cutmix"], block_layer=[2], block_loss=["bce"],
+    adjust_margin=[1.], lam_margin=[.5], clusters=[6])
+FOLLOWED = {"block_momentum", "block_momentum_schedule"}   # refused where the goal has a momentum encoder of its own
 WHITENED_AND_MIXED = {"wmse2_unmix", "wmse4_unmix"}
 FIXED = dict(   # options for which a method has one value only
     share_bn={"moco_imix", "mocon_imix", "byol_imix"},   # their encoder sees mixtures alone
-    partner=WHITENED_AND_MIXED, last_batch={"wmse2", "wmse4"} | WHITENED_AND_MIXED,   # whole batches are whitened
+    **dict.fromkeys(FOLLOWED, {"amix_i", "amix_c"}), partner=WHITENED_AND_MIXED,
+    last_batch={"wmse2", "wmse4"} | WHITENED_AND_MIXED,   # whole batches are whitened
     mixed_views={"wmse4_unmix"}, target_view={"wmse4_unmix"})
-LATER = {"momentum", "momentum_schedule", "predictor_lr", "frozen_steps", "queue_start", "small_scale"}   # than step 1
+LATER = {   # options that act after the first step: its encoders, rates and weights are as they start
+    "momentum", "momentum_schedule", "predictor_lr", "frozen_steps", "queue_start", "small_scale",
+    "block_momentum", "block_momentum_schedule", "block_lr", "block_lr_end", "mask_schedule"}
 INERT = {("supcon", "empty")}   # with both views of every image, no row is without positives
 
 
@@ -62,18 +73,20 @@ def others(name, value):
     return [base(value + 1) if base is int else value/2 + .1]
 
 
-def context(method, name):
+def context(method, name, **given):
     "What must be set for the option to act in that method."
-    mine = owned(method)
+    mine = owned(method, **given)
     more = {k: v for k, v in CONTEXT.get(name, {}).items() if k in mine or k in ("optimizer", "schedule")}
-    if name == "share_bn" and "moco" in method and "imix" not in method:
+    if name == "share_bn" and METHODS[method].goal is MoCo and "imix" not in method:
         more |= dict(sides="both")
+    if METHODS[method].strategy in (CleanAndMixed, CrossView) and "mixer_odds" != name:   # they mix as they are
+        more.pop("mixer", None)
     return more
 
 
-def changes(method, name):
+def changes(method, name, **given):
     "Config with the option as it is, and those with it changed; nothing that is refused."
-    more = context(method, name)
+    more = context(method, name, **given) | given
     plain, changed = small(method, **more), []
     for value in others(name, getattr(plain, name)):
         try:
@@ -138,16 +151,30 @@ def test_a_fixed_option_is_refused_in_a_sentence(name):
             assert len(refused(small, method, **{name: value})) > 20
 
 
+def learned_mixers(cfg):
+    "The part that a mixer which learns brings."
+    return [part for part in cfg.parts if type(part) in MIXER_OPTIONS.values()]
+
+
 def acts_in_the_loss(cfg):
-    "The options of goal, strategy, InputMix and head that act in the first step's loss."
+    "The options of goal, strategy, learned mixer, InputMix and head that act in the first step's loss."
     parts = [cfg.goal, cfg.strategy, *(part for part in cfg.parts if type(part).__name__ in ("Head", "InputMix"))]
+    parts += learned_mixers(cfg)
     return {name for part in parts for name in options(part)} - LATER | {"bn_splits", "zero_init"}
+
+
+def value(cfg, seed):
+    "The first step's loss; a learned mixer's masks are not as good as constant, as they are at the start."
+    net = build(cfg)
+    for p in net.mix_block.parameters() if hasattr(net, "mix_block") else ():
+        p.data *= 50
+    return loss(cfg, net, seed=seed).loss.item()
 
 
 def differ(a, b):
     "Whether the losses of two configs differ in one of three draws."
     torch.set_num_threads(1)
-    return any(abs(loss(a, seed=seed).loss.item() - loss(b, seed=seed).loss.item()) > 1e-9 for seed in range(3))
+    return any(abs(value(a, seed) - value(b, seed)) > 1e-9 for seed in range(3))
 
 
 @pytest.mark.slow
@@ -162,6 +189,27 @@ def test_an_option_that_is_owned_acts_in_the_loss(method):
         if (method, name) not in INERT and not any(differ(plain, cfg) for cfg in changed):
             inert.append(name)
     assert not inert, f"{method}: {inert} can be set and change nothing"
+
+
+OWN_ALONE = {"block_loss", "bce_weight", "clusters"}   # refused where the block learns from the method's own loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, mixer", [
+    ("ce", "amix"), ("mixsupcon", "amix"), ("npair_imix", "automix"), ("moco_unmix", "amix"), ("mixco", "automix")])
+def test_an_option_of_a_learned_mixer_acts_in_any_method(method, mixer):
+    "It makes another run, and another loss if it acts in the first step; what belongs to other losses is refused."
+    part, = learned_mixers(small(method, mixer=mixer))
+    away = OWN_ALONE | (FOLLOWED if uses_momentum_encoder(METHODS[method].goal) else set())
+    inert = []
+    for name in sorted(options(part).keys() - away):
+        plain, changed = changes(method, name, mixer=mixer)
+        assert changed and identity(plain, "data") != identity(changed[0], "data"), name
+        if name not in LATER and not any(differ(plain, cfg) for cfg in changed):
+            inert.append(name)
+    assert not inert, f"{method} with mixer {mixer}: {inert} can be set and change nothing"
+    for name in away:
+        assert name in refused(small, method, mixer=mixer, **{name: others(name, getattr(part, name))[0]})
 
 
 def test_names_are_unique_within_a_method():

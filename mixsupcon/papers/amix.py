@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NAMES', 'CUTTING', 'LEARNED', 'VARIED', 'SUPERVISED', 'amix_cifar100', 'amix_tiny', 'amix_imagenet', 'FINE_GRAINED',
            'FINE_ALPHAS', 'amix_cub200', 'amix_aircraft', 'UNLABELLED', 'WITHOUT_CLASSES', 'amix_stl10',
-           'amix_tiny_ssl', 'amix_imagenet_ssl', 'SEEDS', 'TINY', 'STL10', 'CLASSES', 'INSTANCES', 'HAND_MADE',
-           'LOSSES', 'FURTHER', 'JOINT', 'FIRST_INSTANCES', 'WITHOUT', 'PAIRED_ALPHAS', 'ALPHA_GRID', 'CLUSTERS',
-           'PUBLISHED', 'R18', 'RX50', 'CONTRASTIVE', 'TABLE1', 'WITH_CLUSTERS', 'TABLE7', 'TABLE8', 'SL', 'CL',
-           'TINY_R18', 'STL10_R18', 'STL10_BOTH', 'MEDIAN', 'LAST', 'INFERRED', 'tables_2_3', 'tables_4_to_8', 'beside',
-           'PAPER', 'alphas', 'only', 'study', 'with_classes', 'differences', 'classifiers', 'tables_2_and_3',
-           'cifar100_resnext', 'mixed_moco', 'tables_4_and_5', 'block_losses', 'losses_with_classes',
+           'amix_tiny_ssl', 'amix_imagenet_ssl', 'SEEDS', 'TINY', 'STL10', 'CLASSES', 'INSTANCES', 'PRINTED',
+           'HAND_MADE', 'LOSSES', 'FURTHER', 'JOINT', 'FIRST_INSTANCES', 'WITHOUT', 'PAIRED_ALPHAS', 'ALPHA_GRID',
+           'CLUSTERS', 'PUBLISHED', 'R18', 'RX50', 'CONTRASTIVE', 'TABLE1', 'WITH_CLUSTERS', 'TABLE7', 'TABLE8', 'SL',
+           'CL', 'TINY_R18', 'STL10_R18', 'STL10_BOTH', 'MEDIAN', 'LAST', 'INFERRED', 'tables_2_3', 'tables_4_to_8',
+           'beside', 'PAPER', 'alphas', 'only', 'study', 'with_classes', 'differences', 'classifiers', 'masks',
+           'tables_2_and_3', 'cifar100_resnext', 'mixed_moco', 'tables_4_and_5', 'block_losses', 'losses_with_classes',
            'losses_without_classes', 'modules', 'modules_with_classes', 'modules_without_classes', 'pipelines',
            'inside_and_between', 'one_option', 'beta_parameter', 'number_of_clusters', 'studies', 'of_table', 'by_loss']
 
@@ -112,7 +112,7 @@ def only(data: dict, *names: str) -> dict:
     "The data of both scales, at the paper's those named."
     return data | dict(paper={name: data["paper"][name] for name in names})
 
-# %% ../../nbs/papers/06_amix.ipynb #3457163f
+# %% ../../nbs/papers/06_amix.ipynb #84a79b80
 def study(scale: str, title: str, rows: dict, baseline: str | dict, data: dict, **more) -> Study:
     "A study of AMix, with its number of seeds."
     return Study(f"AMix {title}", rows, baseline, data[scale], SEEDS[scale], **more)
@@ -121,23 +121,32 @@ def with_classes(scale: str, title: str, rows: dict, baseline: str | dict, data:
     "A study of classifiers, judged by their own accuracy, at the paper's scale as the paper judges them."
     others = "classifier", "classifier mix", "classifier slow", "classifier slow mix"
     measure, *shows = dict(small=("own head",), paper=("classifier median", *others))[scale]
-    return study(scale, title, rows, baseline, data, measure=measure, shows=(*shows, "linear", "passes"), **more)
+    shows = *shows, "mask gain", "linear", "passes"
+    return study(scale, title, rows, baseline, data, measure=measure, shows=shows, **more)
 
 def differences(baseline: str) -> Figure:
     "The differences of a study's rows from a baseline."
     return Figure("differences", f"Differences from {baseline}; filled where p (Holm) is at most .05", {})
 
-# %% ../../nbs/papers/06_amix.ipynb #240c83b0
+# %% ../../nbs/papers/06_amix.ipynb #8faddd2d
 def classifiers(mixers: tuple, **cutting) -> dict:
     "Cross-entropy with each mixer, with further settings for those that cut; AutoMix and AMix."
     rows = {f"ce + {mixer}": dict(method="ce", mixer=mixer) | (cutting if mixer in CUTTING else {}) for mixer in mixers}
     return methods("ce") | rows | methods("automix", "amix")
 
+PRINTED = {"amix, block as printed": dict(method="amix", block_lam="learned", lam_per="batch", block_lr=.1)}
+
+def masks(scale: str) -> Figure:
+    "Pictures of the blocks with labels, at the small scale also of the one with the paper's settings."
+    rows = dict(AutoMix="automix", AMix="amix") | (dict(printed=[*PRINTED][0]) if scale == "small" else {})
+    return Figure("masks", "Fig. 4: mixtures of the same test images at λ = ½ and their masks, first seed",
+                  dict(rows=rows))
+
 def tables_2_and_3(scale: str) -> Study:
     "Tables 2 and 3, but for CIFAR-100 with ResNeXt-50."
     figures = differences("cross-entropy"), Figure("scatter", "Fig. 5: accuracy and its cost", dict(x="seconds"))
-    return with_classes(scale, "Tables 2 and 3: classification", classifiers((*NAMES, "comixup")), "ce", CLASSES,
-                        figures=figures)
+    rows = classifiers((*NAMES, "comixup")) | (PRINTED if scale == "small" else {})
+    return with_classes(scale, "Tables 2 and 3: classification", rows, "ce", CLASSES, figures=(*figures, masks(scale)))
 
 def cifar100_resnext() -> Study:
     "Table 2, CIFAR-100 with ResNeXt-50."
@@ -145,7 +154,7 @@ def cifar100_resnext() -> Study:
     return with_classes("paper", "Table 2: CIFAR-100, ResNeXt-50", classifiers(NAMES, weight_decay=5e-4), "ce", data,
                         figures=(differences("cross-entropy"),))
 
-# %% ../../nbs/papers/06_amix.ipynb #3c2a07e0
+# %% ../../nbs/papers/06_amix.ipynb #9b277a95
 HAND_MADE = dict(small=("mixup", "cutmix", "saliencymix", "puzzlemix"), paper=NAMES)
 
 def mixed_moco(*mixers: str) -> dict:
@@ -156,9 +165,11 @@ def tables_4_and_5(scale: str) -> Study:
     "MoCo v2 with every mixer."
     rows = methods("moco") | mixed_moco(*HAND_MADE[scale])
     rows |= methods("moco_imix", "moco_unmix", "amix_i", "amix_c")
-    figures = differences("MoCo v2"), Figure("scatter", "Accuracy and its cost", dict(x="seconds"))
+    pictures = Figure("masks", "Fig. 4: mixtures of the same test images at λ = ½ and their masks, first seed",
+                      dict(rows={"AMix-I": "amix_i", "AMix-C": "amix_c"}))
+    figures = differences("MoCo v2"), Figure("scatter", "Accuracy and its cost", dict(x="seconds")), pictures
     return study(scale, "Tables 4 and 5: contrastive learning", rows, "moco", INSTANCES,
-                 shows=("knn5", "passes"), figures=figures)
+                 shows=("knn5", "mask gain", "passes"), figures=figures)
 
 # %% ../../nbs/papers/06_amix.ipynb #8b8238f1
 def block_losses(method: str, losses: dict) -> dict:
@@ -178,7 +189,7 @@ def losses_with_classes(scale: str) -> Study:
     return with_classes(scale, "Table 1: losses of the block, with labels", rows, "CE (L)",
                         only(CLASSES, "tiny_imagenet resnet18"), figures=(differences("cross-entropy of labels"),))
 
-# %% ../../nbs/papers/06_amix.ipynb #c2f07f93
+# %% ../../nbs/papers/06_amix.ipynb #a3939369
 FIRST_INSTANCES = only(INSTANCES, "stl10 resnet18", "tiny_imagenet resnet18")
 
 def losses_without_classes(scale: str) -> Study:
@@ -192,7 +203,7 @@ def losses_without_classes(scale: str) -> Study:
         rows |= block_losses("amix_c", {"infoNCE (PL)": FURTHER["infoNCE (PL)"]})
         rows["CE (C), K=100"] = rows["CE (C)"] | dict(clusters=100)
     return study(scale, "Tables 1 and 7: losses of the block, without labels", rows, "infoNCE + BCE",
-                 FIRST_INSTANCES, shows=("knn5",), figures=(differences("AMix-I"),))
+                 FIRST_INSTANCES, shows=("knn5", "mask gain"), figures=(differences("AMix-I"),))
 
 # %% ../../nbs/papers/06_amix.ipynb #34bb458f
 WITHOUT = {   # row → what it lacks, beside all that later rows add
@@ -212,7 +223,7 @@ def modules(method: str) -> dict:
         rows = {row: dict(method=method) | lacks} | rows
     return rows
 
-# %% ../../nbs/papers/06_amix.ipynb #3c316382
+# %% ../../nbs/papers/06_amix.ipynb #94eec3f9
 def modules_with_classes(scale: str) -> Study:
     "Table 8, supervised."
     rows = modules("amix") | {"Mix Block": dict(method="automix")}
@@ -225,7 +236,8 @@ def modules_without_classes(scale: str) -> Study:
     if scale == "small":
         rows = {row: rows[row] for row in ("Mix Block", "+ bilinear", "+ λ adjusting")}
     return study(scale, "Table 8: modules of the block, without labels", rows, "Mix Block",
-                 only(INSTANCES, "tiny_imagenet resnet18"), shows=("knn5",), figures=(differences("AutoMix's block"),))
+                 only(INSTANCES, "tiny_imagenet resnet18"), shows=("knn5", "mask gain"),
+                 figures=(differences("AutoMix's block"),))
 
 # %% ../../nbs/papers/06_amix.ipynb #044f2edf
 def pipelines(scale: str) -> Study:

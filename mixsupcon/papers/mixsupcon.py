@@ -69,7 +69,7 @@ def mixer_ablation(scale: str) -> Study:
                "beneath, what the label becomes", dict(rows=seen)))
     return Study("Mixer and α", rows, "unmixed", FIRST[scale], figures=figures)
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #2d132e4c
+# %% ../../nbs/papers/01_mixsupcon.ipynb #83b95d7c
 LOOKING = "saliencymix", "puzzlemix", "comixup", "automix", "amix"
 LOOKING_SEEDS = dict(small=10, paper=3)
 
@@ -78,9 +78,11 @@ def looking_mixers(scale: str) -> Study:
     rows = {mixer: dict(mixer=mixer) for mixer in ("mixup", "cutmix", *LOOKING)} | dict(unmixed=dict(mixer="none"))
     figures = (
         Figure("differences", "Differences from MixUp; filled where p (Holm) is at most .05", {}),
-        Figure("scatter", "Accuracy and its cost", dict(x="seconds")))
+        Figure("scatter", "Accuracy and its cost", dict(x="seconds")),
+        Figure("masks", "Mixtures of the same test images at λ = ½ and the learned masks, first seed",
+               dict(rows=dict(AutoMix="automix", AMix="amix"))))
     return Study("Mixers that look at the images", rows, "mixup", FIRST[scale], LOOKING_SEEDS[scale],
-                 shows=("best test", "knn20", "passes"), figures=figures)
+                 shows=("best test", "knn20", "mask gain", "passes"), figures=figures)
 
 # %% ../../nbs/papers/01_mixsupcon.ipynb #2406aadc
 READINGS = {

@@ -19,7 +19,7 @@ EXPERIMENTS = [path for path in TOP if path.stem != "index"]
 NOTEBOOKS = LIBRARY + TOP
 MODULES = sorted(path for path in (ROOT/"mixsupcon").rglob("*.py") if not path.stem.startswith("_"))
 BIN = Path(sys.executable).parent
-NETWORKS = "models", "mix_block", "clusters"   # modules that are made of torch
+NETWORKS = "models", "mix_block", "clusters", "block_parts"   # modules that are made of torch
 LIGHT = [f"mixsupcon.core.{path.stem}" for path in MODULES
          if path.parent.name == "core" and path.stem not in NETWORKS]
 HEAVY = "torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib"

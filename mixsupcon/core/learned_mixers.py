@@ -6,8 +6,8 @@
 __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'OF_ONE_VIEW', 'WORDS', 'step_on', 'saliency_of_views',
            'SaliencyGuide', 'MaskGuide', 'finished_mask', 'amix', 'frozen', 'slow_net', 'slow_step', 'Mixed',
            'halves_by', 'ce', 'pbce', 'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'per_first',
-           'partner_of', 'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'AutoMixBlock',
-           'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
+           'partner_of', 'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'needs_classes',
+           'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
            'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #74ae4e51
@@ -321,7 +321,7 @@ class BlockNetwork:
         return [mix_block.MixBlock, mix_block.mask_loss, mix_block.adjusted, mix_block.constant_near_ends,
                 mix_block.stage, mix_block.by_mask]
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #0f7a7a67
+# %% ../../nbs/core/13_learned_mixers.ipynb #bcbb5003
 WORDS = ("own", "ce", "ce_clusters", "pbce", "pbce_clusters", "bce", "infonce", "infonce_clusters", "infonce_labels")
 
 @dataclass(frozen=True)
@@ -380,9 +380,15 @@ class AMixBlock(BlockNetwork):
     def traced(self):
         return super().traced() + ([clustering.Clusters] if self.has_clusters else [])
 
+# %% ../../nbs/core/13_learned_mixers.ipynb #af8bce84
 def uses(block: AMixBlock, *names: str) -> bool:
     "Whether the block learns from one of these losses, or from its form for clusters where only the stem is named."
     return any(word in names or word.removesuffix("_clusters") in names for word in block.words)
+
+def needs_classes(cfg: Config) -> bool:
+    "Whether a run's block learns from classes, though its goal does not."
+    blocks = [part for part in cfg.parts if isinstance(part, AMixBlock)]
+    return any(word in ("ce", "pbce", "infonce_labels") for block in blocks for word in block.words)
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #6c450f8a
 @dataclass(frozen=True)
@@ -421,7 +427,7 @@ def label_batch(block: AMixBlock, cfg: Config, step: Step) -> dict:
         labels |= dict(clusters=step.net.clusters.labels[step.rows])
     return labels
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #67da7ce5
+# %% ../../nbs/core/13_learned_mixers.ipynb #80a2caee
 def compared(cfg: Config, mixture: View, own: View, partner: View) -> tuple:
     "Queries, and the keys of all images in the views of own and of partner, unit rows (N, D)."
     if cfg.goal.classifier:
@@ -431,7 +437,7 @@ def compared(cfg: Config, mixture: View, own: View, partner: View) -> tuple:
 
 def left_out(labels: "torch.Tensor | None", other_labels: Any, own: "torch.Tensor", p: "torch.Tensor") -> tuple:
     "Which keys (N, M) are no negatives of image and of partner: `own` (N, M), and those of the same class."
-    same = own if labels is None else own | (labels[:, None] == other_labels)
+    same = own if labels is None else own | ((labels[:, None] == other_labels) & (labels[:, None] >= 0))
     return same, same[p]
 
 def negatives(net: "models.Net", keys: "torch.Tensor", labels: "torch.Tensor | None", p: "torch.Tensor") -> tuple:

@@ -9,7 +9,7 @@ __all__ = ['evaluation', 'compute_loss', 'device_of', 'resolve_device', 'net_for
            'train', 'training_code', 'check_code', 'clusters_of', 'check_sizes', 'pretrain', 'load_net', 'label_shares',
            'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #97bc6760
+# %% ../../nbs/lab/03_train.ipynb #d0017dc5
 import math, time
 from collections.abc import Mapping
 from contextlib import closing
@@ -19,6 +19,7 @@ import torch
 
 from ..core.methods import begin_step, code_behind, loss_of, parts_of_net
 from ..core.goals import unit
+from ..core.learned_mixers import needs_classes
 from ..core.mixers import GUIDED
 from ..core.models import load_pretrained, make_net, update_state
 from ..core.options import (
@@ -310,7 +311,7 @@ def check_code(folder: Path, training: dict, later: Mapping | None = None) -> st
         write_json(folder/"config.json", read_json(folder/"config.json") | dict(code=training | later))
     return sentence if finished else ""
 
-# %% ../../nbs/lab/03_train.ipynb #85fe551f
+# %% ../../nbs/lab/03_train.ipynb #45db36fb
 def clusters_of(cfg: Config) -> int:
     "How many clusters of images a run learns beside its network; 0 if none."
     return max([cfg.clusters for part in cfg.parts if getattr(part, "has_clusters", False)], default=0)
@@ -321,8 +322,12 @@ def check_sizes(cfg: Config, data: Dataset) -> None:
     large = getattr(cfg.goal, "small_crops", 0) and cfg.small_size >= side
     instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
     require(not large, f"small crops are not smaller than the images' {side} pixels: {instead}")
-    clusters, n = clusters_of(cfg), len(images_to_learn(cfg, data)[0])
-    require(clusters <= n, f"{n} images do not make {clusters} clusters: pass a smaller clusters")
+    x, y = images_to_learn(cfg, data)
+    clusters = clusters_of(cfg)
+    require(clusters <= len(x), f"{len(x)} images do not make {clusters} clusters: pass a smaller clusters")
+    known = not needs_classes(cfg) or (y.min() >= 0 and len(data.classes) <= getattr(cfg, "clusters", len(data.classes)))
+    require(known, f"the block of {cfg.method} learns from classes: it needs images that have one, and clusters of at "
+                   f"least {len(data.classes)}, or a block_loss without ce, pbce and infonce_labels")
 
 # %% ../../nbs/lab/03_train.ipynb #643fc0e6
 def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,

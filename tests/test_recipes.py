@@ -38,12 +38,12 @@ MEANT = dict(   # the methods that a recipe is for
 SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors_stl10=64, imix_imagenet=96,
              moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
              amix_imagenet_ssl=96)
-SMALL = dict(batch_size=16, queue=32, white_size=16, out=8, hidden=16, predictor=8, warmup_epochs=0, warmup_steps=0,
+SMALL = dict(batch_size=8, queue=16, white_size=8, out=4, hidden=16, predictor=8, warmup_epochs=0, warmup_steps=0,
              epochs=2, device="cpu", precision="float32", dataset="folder", pretrained="", clusters=4)
 
 
 def small_recipe(preset, method, **more):
-    "A method of a recipe with sizes that fit 16 images."
+    "A method of a recipe with sizes that fit eight images."
     cfg = configure(method, preset=preset)
     sizes = {k: v for k, v in SMALL.items() if k in owned(method) and k not in idle(cfg)}
     if "queue" in sizes and "prototypes" in sizes | owned(method):
@@ -77,7 +77,7 @@ def test_every_recipe_is_tried():
 @pytest.mark.parametrize("preset", MEANT)
 def test_every_recipe_takes_a_step(preset):
     "With its own encoder."
-    data = random_images(16, SIDES.get(preset, 32), 4)
+    data = random_images(8, SIDES.get(preset, 32), 4)
     take_step(small_recipe(preset, [*MEANT[preset]][0]), data)
 
 
@@ -86,7 +86,7 @@ def test_every_recipe_takes_a_step(preset):
 def test_every_method_of_a_recipe_takes_a_step(preset):
     "With the smallest encoder."
     torch.set_num_threads(1)
-    data = random_images(16, SIDES.get(preset, 32), 4)
+    data = random_images(8, SIDES.get(preset, 32), 4)
     for method in MEANT[preset]:
         take_step(small_recipe(preset, method, arch="resnet8"), data)
 
@@ -146,9 +146,11 @@ def neighbours(cfg, learner, data):
 def learned(method):
     "Neighbours' accuracy before and after training on fifty digits, until it is well above or the recipe ends; epochs."
     torch.set_num_threads(1)
-    cfg = resolve_device(configure(method, preset="digits50", device="cpu"))
+    cfg = resolve_device(configure(method, preset="digits50", image_size=8, device="cpu"))
     data = load_data(cfg)
     learner = Learner(cfg, data, CPU)
+    if clusters_of(cfg):
+        fill_clusters(cfg, learner.net, data.train_x, data)
     before = after = neighbours(cfg, learner, data)
     for epoch in range(1, cfg.epochs + 1):
         train_epoch(cfg, learner, data.train_x, data.train_y, data, epoch)
@@ -162,7 +164,7 @@ def learned(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_every_method_learns(half, capsys):
-    "On fifty digits, in a few seconds each: neighbours well above the untrained encoder's, at the latest at the end."
+    "On fifty digits of 8 pixels: neighbours well above the untrained encoder's, at the latest at the end."
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:   # a process whose threads are set before torch computes
         seen = list(pool.map(learned, [*METHODS][half::2]))
     lines = [f"{method:20} untrained {before:.3f}, after {epochs} epochs {after:.3f}"

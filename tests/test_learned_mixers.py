@@ -104,7 +104,17 @@ def test_what_is_refused():
             ("there are no clusters", "amix_i", dict(clusters=5)),
             ("has a momentum encoder", "amix_i", dict(block_momentum=.9)),
             ("no guide", "moco_unmix", dict(mixer="puzzlemix", mixed_views="both")),
-            ("inside_mixer is one mixer", "moco_mix", dict(inside_mixer="amix"))]:
+            ("inside_mixer is one mixer", "moco_mix", dict(inside_mixer="amix")),
+            ("inside_mixer is one mixer", "moco_mix", dict(inside_mixer="manifoldmix")),
+            ("no inside_mixer that draws", "moco_mix", dict(inside_mixer="inputmix", inside_alpha=2.)),
+            ("partner cross_derange", "moco_mix", dict(partner="perm")),
+            ("with_base is no", "moco_mix", dict(with_base="no", sides="both", share_bn="all")),
+            ("block_loss own alone", "moco_unmix", dict(mixer="amix", block_loss="bce")),
+            ("block_loss own alone", "moco_mixco", dict(mixer="amix", block_loss="own bce")),
+            ("block_upsampling is nearest", "automix", dict(block_sigmoid="after")),
+            ("mask_weight is 0", "amix", dict(mask_weight=0, mask_slack=.2)),
+            ("nothing to weigh", "amix", dict(mask_weight=0, mask_schedule="cosine")),
+            ("has no block_loss", "amix", dict(mixer="mixup", block_loss="bce"))]:
         with pytest.raises(Refusal, match=words):
             configure(method, **options)
 

@@ -6,9 +6,9 @@
 __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'OF_ONE_VIEW', 'WORDS', 'step_on', 'saliency_of_views',
            'SaliencyGuide', 'MaskGuide', 'finished_mask', 'amix', 'frozen', 'slow_net', 'slow_step', 'Mixed',
            'halves_by', 'ce', 'pbce', 'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'per_first',
-           'partner_of', 'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'needs_classes',
-           'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
-           'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
+           'partner_of', 'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'without_effect',
+           'needs_classes', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared',
+           'left_out', 'negatives', 'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #74ae4e51
 import math
@@ -321,7 +321,7 @@ class BlockNetwork:
         return [mix_block.MixBlock, mix_block.mask_loss, mix_block.adjusted, mix_block.constant_near_ends,
                 mix_block.stage, mix_block.by_mask]
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #bcbb5003
+# %% ../../nbs/core/13_learned_mixers.ipynb #3293fa2e
 WORDS = ("own", "ce", "ce_clusters", "pbce", "pbce_clusters", "bce", "infonce", "infonce_clusters", "infonce_labels")
 
 @dataclass(frozen=True)
@@ -354,17 +354,7 @@ class AMixBlock(BlockNetwork):
         return (*block_parts.BLOCK_PARTS, *(name for name, is_needed in needed.items() if is_needed))
 
     def idle(self, cfg):
-        classes = self.has_clusters or (uses(self, "ce", "pbce") and not cfg.goal.classifier)
-        off = dict.fromkeys(("mask_slack", "mask_variance", "mask_mean"), "mask_weight is 0")
-        scheduled = self.mask_weight or (self.bce_weight and "bce" in self.words)
-        reasons = super().idle(cfg) | ({} if self.mask_weight else off)
-        for name, acts, reason in (
-                ("adjust_margin", self.adjust == "yes", "adjust is no"),
-                ("bce_weight", "bce" in self.words, "block_loss has no bce"),
-                ("clusters", classes, "there are no clusters"),
-                ("mask_schedule", scheduled, "there is nothing to weigh")):
-            reasons |= {} if acts else {name: reason}
-        return reasons
+        return super().idle(cfg) | without_effect(self, cfg)
 
     def check(self, cfg):
         for word in self.words or [""]:
@@ -380,10 +370,22 @@ class AMixBlock(BlockNetwork):
     def traced(self):
         return super().traced() + ([clustering.Clusters] if self.has_clusters else [])
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #af8bce84
+# %% ../../nbs/core/13_learned_mixers.ipynb #2fdd24c5
 def uses(block: AMixBlock, *names: str) -> bool:
     "Whether the block learns from one of these losses, or from its form for clusters where only the stem is named."
     return any(word in names or word.removesuffix("_clusters") in names for word in block.words)
+
+def without_effect(block: AMixBlock, cfg: Config) -> dict:
+    "The options of the block's losses that change nothing as things stand, with the reason."
+    classes = block.has_clusters or (uses(block, "ce", "pbce") and not cfg.goal.classifier)
+    has_bce = "bce" in block.words
+    reasons = {} if block.adjust == "yes" else dict(adjust_margin="adjust is no")
+    reasons |= {} if has_bce else dict(bce_weight="block_loss has no bce")
+    reasons |= {} if classes else dict(clusters="there are no clusters")
+    if not block.mask_weight:
+        reasons |= dict.fromkeys(("mask_slack", "mask_variance", "mask_mean"), "mask_weight is 0")
+        reasons |= {} if has_bce and block.bce_weight else dict(mask_schedule="there is nothing to weigh")
+    return reasons
 
 def needs_classes(cfg: Config) -> bool:
     "Whether a run's block learns from classes, though its goal does not."

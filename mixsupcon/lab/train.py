@@ -6,8 +6,8 @@
 __all__ = ['evaluation', 'compute_loss', 'device_of', 'resolve_device', 'net_for', 'own_rates', 'optimizer_for', 'Learner',
            'step_views', 'momentum_at', 'update_weights', 'NonFinite', 'Collapsed', 'images_to_learn', 'batches_of',
            'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of', 'fill_clusters', 'judge_classifier',
-           'train', 'training_code', 'check_code', 'clusters_of', 'check_sizes', 'pretrain', 'load_net', 'label_shares',
-           'first_step']
+           'train', 'training_code', 'check_code', 'clusters_of', 'check_sizes', 'check_classes', 'pretrain',
+           'load_net', 'label_shares', 'first_step']
 
 # %% ../../nbs/lab/03_train.ipynb #d0017dc5
 import math, time
@@ -311,7 +311,7 @@ def check_code(folder: Path, training: dict, later: Mapping | None = None) -> st
         write_json(folder/"config.json", read_json(folder/"config.json") | dict(code=training | later))
     return sentence if finished else ""
 
-# %% ../../nbs/lab/03_train.ipynb #45db36fb
+# %% ../../nbs/lab/03_train.ipynb #c94e7da7
 def clusters_of(cfg: Config) -> int:
     "How many clusters of images a run learns beside its network; 0 if none."
     return max([cfg.clusters for part in cfg.parts if getattr(part, "has_clusters", False)], default=0)
@@ -322,18 +322,24 @@ def check_sizes(cfg: Config, data: Dataset) -> None:
     large = getattr(cfg.goal, "small_crops", 0) and cfg.small_size >= side
     instead = "pass a smaller small_size" if side > 8 else "pass a larger image_size, or leave out small_crops"
     require(not large, f"small crops are not smaller than the images' {side} pixels: {instead}")
-    x, y = images_to_learn(cfg, data)
-    clusters = clusters_of(cfg)
+    x, clusters = images_to_learn(cfg, data)[0], clusters_of(cfg)
     require(clusters <= len(x), f"{len(x)} images do not make {clusters} clusters: pass a smaller clusters")
-    known = not needs_classes(cfg) or (y.min() >= 0 and len(data.classes) <= getattr(cfg, "clusters", len(data.classes)))
-    require(known, f"the block of {cfg.method} learns from classes: it needs images that have one, and clusters of at "
-                   f"least {len(data.classes)}, or a block_loss without ce, pbce and infonce_labels")
 
-# %% ../../nbs/lab/03_train.ipynb #643fc0e6
+def check_classes(cfg: Config, data: Dataset) -> None:
+    "Refuse images without classes, and more classes than a head has, where a block learns from classes."
+    if not needs_classes(cfg):
+        return
+    y, classes = images_to_learn(cfg, data)[1], len(data.classes)
+    known = y.min() >= 0 and classes <= getattr(cfg, "clusters", classes)
+    require(known, f"the block of {cfg.method} learns from classes: it needs images that have one, and clusters of at "
+                   f"least {classes}, or a block_loss without ce, pbce and infonce_labels")
+
+# %% ../../nbs/lab/03_train.ipynb #38b192f5
 def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,
              later: Mapping | None = None) -> Path:
     "The folder of a run, trained to the end as far as that is not done; `later`: fingerprints of the judging code."
     check_sizes(cfg, data)
+    check_classes(cfg, data)
     check_own_parts(cfg, data.train_x.shape[-1])
     trackers_of(cfg)   # refuses those that are not installed
     cfg, data_hash = resolve_device(cfg), fingerprint(data)

@@ -9,7 +9,7 @@ __all__ = ['pd', 'chapters', 'studies', 'base_of', 'Planned', 'planned_runs', 'p
            'code_sentence', 'Job', 'job_name', 'with_notebook', 'jobs', 'missing_runs', 'completeness', 'latest_runs',
            'runs_to_compare']
 
-# %% ../../nbs/report/01_studies.ipynb #6f8f0330
+# %% ../../nbs/report/01_studies.ipynb #25553f11
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core.configure import papers as all_papers
 from ..core.methods import METHODS
 from ..core.options import Lazy, amended, choose, identity
 from ..lab.runs import (
-    WEIGHTS, RunError, check_seal, find_run, read_config, read_json, runs_root, survey)
+    WEIGHTS, RunError, check_seal, find_run, in_todays_terms, read_config, read_json, runs_root, survey)
 
 pd = Lazy("pandas")
 
@@ -102,11 +102,11 @@ def folders_by_key(root: Path | None = None) -> tuple[dict, dict]:
             runs.setdefault(key, []).append(folder)
     return runs, odd
 
-# %% ../../nbs/report/01_studies.ipynb #4ebfca36
+# %% ../../nbs/report/01_studies.ipynb #185b1157
 def code_of_run(folder: Path) -> dict:
-    "The fingerprint of each piece of code that a run was made by; empty if it recorded none."
+    "The fingerprint of each piece of code that a run was made by, as `same_numbers` has it today; empty if none."
     code, _ = value_or_reason(lambda: dict(read_json(folder/"config.json").get("code") or {}))
-    return code or {}
+    return in_todays_terms(code or {})
 
 def best_of(folders: list) -> tuple:
     "Of several folders of one run the complete one, preferably with its code recorded, and its state."

@@ -1,4 +1,7 @@
 "Mixers that learn or look: laws of whole steps, what is refused, and that training can go on where it stopped."
+import gc
+import weakref
+
 import pytest
 import torch
 from mixsupcon.core.configure import configure
@@ -7,6 +10,7 @@ from mixsupcon.core.models import make_net
 from mixsupcon.core.options import Config, Refusal, stream
 from mixsupcon.core.recipe import Head
 from mixsupcon.lab.train import Learner, pretrain, resolve_device, train_epoch
+from small import CLASSES, build, draw, fill_clusters, small
 from torch import nn
 
 SMALL = dict(dataset="digits", arch="resnet8", image_size=8, batch_size=20, device="cpu", epochs=4)
@@ -162,6 +166,23 @@ def test_what_acts_after_the_first_step(name, value, of, tiny):
     (_, plain), (_, other) = trained(tiny, **USUAL), trained(tiny, **USUAL | {name: value})
     changed = {tensor for tensor in plain if not torch.equal(plain[tensor], other[tensor])}
     assert any(of in tensor for tensor in changed), f"{name} changes {sorted(changed) or 'nothing'}"
+
+
+@pytest.mark.parametrize("method, mixer", [
+    ("amix_c", "amix"), ("moco_mix", "puzzlemix"), ("mixsupcon", "comixup"), ("mixsupcon", "amix")])
+def test_a_step_leaves_no_images_behind(method, mixer):
+    "Without waiting for the garbage collector: what guides a mixer goes with its step."
+    cfg = small(method, mixer=mixer)
+    net, (images, y) = fill_clusters(build(cfg)), draw(cfg)
+    gc.collect()
+    gc.disable()
+    try:
+        loss_of(cfg, net, images, y, CLASSES, stream(0, "mix"), 1, torch.arange(len(y))).loss.backward()
+        alive = [weakref.ref(x) for x in images]
+        del images
+        assert not [x for x in alive if x() is not None]
+    finally:
+        gc.enable()
 
 
 def test_with_rate_0_the_block_stays(tiny):

@@ -12,7 +12,7 @@ from mixsupcon.core.configure import SCALES, Paper, Scale, Study
 from mixsupcon.lab.experiment import run_missing
 from mixsupcon.report import studies
 
-QUICK = dict(preset="digits50", image_size=8, epochs=40, probe_epochs=2, save_seconds=0.)
+QUICK = dict(preset="digits50", image_size=8, epochs=20, probe_epochs=2, save_seconds=0.)
 
 
 def two_rows(scale):
@@ -45,12 +45,22 @@ def run_all(root):
     run_missing(studies.find_runs(studies.plan("tiny"), root)[0], root)
 
 
-def killed_at(root, seconds):
-    "Works in a child that is killed after `seconds`; whether it was still at it."
-    child = os.fork()
+def lines(root):
+    "The lines in the logs of all runs."
+    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/log.jsonl"))
+
+
+def killed_at(root, seconds, training):
+    "Works in a child that is killed after `seconds`, counted from its first epoch if `training`; whether it was at it."
+    child, before, ended = os.fork(), lines(root), (0, 0)
     if not child:
         run_all(root)
         os._exit(0)
+    while training and lines(root) <= before and not ended[0]:
+        time.sleep(.01)
+        ended = os.waitpid(child, os.WNOHANG)
+    if ended[0]:
+        return False
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -59,7 +69,7 @@ def killed_at(root, seconds):
 if __name__ == "__main__":
     enter()
     root, kills, rng, killed = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0), 0
-    while killed < kills and killed_at(root, rng.uniform(.05, .4)):
+    while killed < kills and killed_at(root, rng.uniform(0, .2), killed % 3):
         killed += 1
     run_all(root)
     print(killed)

@@ -608,7 +608,7 @@ def test_supervised_step(method, heads, words):
 CONTRASTIVE = [
     ("amix_i", dict()), ("amix_i", dict(block_loss="bce")), ("amix_i", dict(block_loss="own")),
     ("amix_i", dict(pipeline="same-view", adjust="no")),
-    ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", adjust_margin=0.)),
+    ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", lam_per="batch", adjust_margin=0.)),
     ("amix_i", dict(block_loss="ce")), ("amix_i", dict(block_loss="pbce bce")),
     ("amix_i", dict(block_loss="infonce_labels")), ("amix_i", dict(block_loss="infonce_clusters bce", clusters=3)),
     ("amix_i", dict(block_loss="pbce_clusters bce", clusters=3)), ("amix_c", dict(clusters=3))]
@@ -698,7 +698,7 @@ def test_block_trained_by_mixsupcon():
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "resizemix", "fmix"])
 def test_cross_view_pipeline(mixer, with_base, pipeline):
     "MoCo with a mixer made by hand; its mask is what it makes of white and black images."
-    run = Recorded("moco_mix", tau=.2, mixer=mixer, with_base=with_base, pipeline=pipeline)
+    run = Recorded("moco_mix", tau=.2, mixer=mixer, lam_per="batch", with_base=with_base, pipeline=pipeline)
     c, net, crosses = run.cfg, run.net, pipeline == "cross-view"
     white = torch.ones_like(V1)
     mask, w = mix(white, 0*white, stream(0, "mix"), mixer, c.alpha, "batch", "cross_derange")

@@ -10,8 +10,8 @@ __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'OF_ONE_
            'needs_classes', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared',
            'left_out', 'negatives', 'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #74ae4e51
-import math
+# %% ../../nbs/core/13_learned_mixers.ipynb #544051ac
+import math, weakref
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -49,12 +49,12 @@ def saliency_of_views(cfg: Config, step: Step) -> list:
     net.train(training).precision = precision
     return maps
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #59a2b268
+# %% ../../nbs/core/13_learned_mixers.ipynb #a4c4db61
 class SaliencyGuide:
     "The saliency of both images of each pair, computed once a step."
 
     def __init__(self, cfg: Config, step: Step):
-        self.cfg, self.step, self.maps = cfg, step, None
+        self.cfg, self.step, self.maps = cfg, weakref.proxy(step), None   # the step holds its guides
 
     def of(self, x):
         "The saliency maps (N, H, W) of one of the step's views."
@@ -67,12 +67,12 @@ class SaliencyGuide:
 
 GUIDES.update(saliency=SaliencyGuide)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #236ac795
+# %% ../../nbs/core/13_learned_mixers.ipynb #48444f2d
 class MaskGuide:
     "The mask of each pair: for the encoder's mixtures, or with gradient for the block's."
 
     def __init__(self, cfg: Config, step: Step, learning: bool = False, features: dict | None = None):
-        self.cfg, self.step, self.learning = cfg, step, learning
+        self.cfg, self.step, self.learning = cfg, weakref.proxy(step), learning   # the step holds its guides
         self.features = {} if features is None else features   # of images seen before: id → (images, features)
         self.seen = []                                         # every mask, its λ and partners
 
@@ -209,7 +209,7 @@ class CleanAndMixed(MixLabels):
     def loss(self, goal, step):
         return goal.base_loss(step) + self.mixed_loss(goal, step)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #0ac7d73d
+# %% ../../nbs/core/13_learned_mixers.ipynb #55de6d33
 OF_ONE_VIEW = ("comixup",)   # mixers whose images are all of the first view
 
 @dataclass(frozen=True)
@@ -231,6 +231,8 @@ class CrossView(Mixing):
         super().check(cfg)
         pixels = not self.inside_mixer or self.inside_mixer in MIXERS.keys() - GUIDED.keys() - DEPTHS.keys()
         require(pixels, f"inside_mixer is one mixer of pixels, such as mixup, not {self.inside_mixer!r}")
+        pairs = not self.inside_mixer or not {*OF_ONE_VIEW} & {*self.mixer.split()}
+        require(pairs, f"inside_mixer chooses by pairs, and {self.mixer} mixes more than two images: leave it out")
         crossed = self.partner.startswith("cross") or self.pipeline == "same-view"
         require(crossed, f"{cfg.method} mixes with the other view: choose partner cross_derange or cross_view, or "
                          "pipeline same-view")

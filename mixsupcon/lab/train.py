@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['evaluation', 'compute_loss', 'device_of', 'resolve_device', 'net_for', 'own_rates', 'optimizer_for', 'Learner',
            'step_views', 'momentum_at', 'update_weights', 'NonFinite', 'Collapsed', 'images_to_learn', 'batches_of',
-           'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of', 'fill_clusters', 'judge_classifier',
-           'train', 'training_code', 'check_code', 'clusters_of', 'check_sizes', 'check_classes', 'pretrain',
+           'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of', 'clusters_of', 'fill_clusters',
+           'judge_classifier', 'train', 'training_code', 'check_code', 'check_sizes', 'check_classes', 'pretrain',
            'load_net', 'label_shares', 'first_step']
 
 # %% ../../nbs/lab/03_train.ipynb #d0017dc5
@@ -239,7 +239,11 @@ def progress_of(cfg: Config, n: int, rows: list) -> Progress:
     steps = len(batches_of(cfg, n, 1)) if len(rows) < cfg.epochs else 1
     return Progress(Pace(cfg.epochs, steps, len(rows)), cfg.goal.views*n, [row["loss"] for row in rows])
 
-# %% ../../nbs/lab/03_train.ipynb #e627c128
+# %% ../../nbs/lab/03_train.ipynb #0c0ee675
+def clusters_of(cfg: Config) -> int:
+    "How many clusters of images a run learns beside its network; 0 if none."
+    return max([cfg.clusters for part in cfg.parts if getattr(part, "has_clusters", False)], default=0)
+
 @torch.no_grad()
 def fill_clusters(cfg: Config, net: torch.nn.Module, x: torch.Tensor, data: Dataset) -> None:
     "Put the features of all images, as the untrained network has them, into the bank, and cluster them."
@@ -311,11 +315,7 @@ def check_code(folder: Path, training: dict, later: Mapping | None = None) -> st
         write_json(folder/"config.json", read_json(folder/"config.json") | dict(code=training | later))
     return sentence if finished else ""
 
-# %% ../../nbs/lab/03_train.ipynb #c94e7da7
-def clusters_of(cfg: Config) -> int:
-    "How many clusters of images a run learns beside its network; 0 if none."
-    return max([cfg.clusters for part in cfg.parts if getattr(part, "has_clusters", False)], default=0)
-
+# %% ../../nbs/lab/03_train.ipynb #3b7a999d
 def check_sizes(cfg: Config, data: Dataset) -> None:
     "Refuse small crops that are not smaller than the images, and more clusters than images."
     side = data.train_x.shape[-1]

@@ -29,7 +29,7 @@ check: setup
 
 test: setup
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_repository.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_repository.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_repository.py --durations 10
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import warm
+from warm import WARM, cold
 
 ROOT, PAPERMILL = Path(__file__).parents[1], Path(sys.executable).with_name("papermill")
 COMMAND = [PAPERMILL, "nbs/run_experiment.ipynb", "-p", "method", "mixsupcon"]
@@ -22,9 +22,12 @@ def project(project_copy):
     return project_copy
 
 
-def run(project, *words, stdin=subprocess.DEVNULL, env=os.environ):
-    env = {k: v for k, v in env.items() if k != "PYTEST_CURRENT_TEST"}   # a kernel that sees it passes on no errors
-    return subprocess.run([PAPERMILL, *words], cwd=project, env=env, stdin=stdin, capture_output=True, text=True)
+def run(project, *words, stdin=subprocess.DEVNULL, python=WARM):
+    "What papermill answers; with `python=()` it and its kernel are started as a user starts them."
+    env = dict(os.environ) if python else cold()
+    env.pop("PYTEST_CURRENT_TEST", None)   # a kernel that sees it does not pass on its standard error
+    command = [*python, PAPERMILL, *words]
+    return subprocess.run(command, cwd=project, env=env, stdin=stdin, capture_output=True, text=True)
 
 
 def in_a_terminal(project, command):
@@ -89,7 +92,7 @@ def finished(tmp_path_factory):
     (root/"nbs").mkdir()
     for path in [*(ROOT/"nbs").glob("*.ipynb"), ROOT/"settings.ini"]:
         (root/path.relative_to(ROOT)).write_bytes(path.read_bytes())
-    first = run(root, *COMMAND[1:], *QUICK, env=warm.cold())
+    first = run(root, *COMMAND[1:], *QUICK, python=())
     assert first.returncode == 0, first.stderr[-2000:]
     folder, = (root/"outputs"/"runs").iterdir()
     return root, first, folder

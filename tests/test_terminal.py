@@ -18,7 +18,7 @@ from mixsupcon.core.options import InTable, typed
 from mixsupcon.lab.progress import WATCHING, Stopped
 from mixsupcon.lab.runs import checkpoints, read_log
 from mixsupcon.lab.train import load_net, pretrain
-from warm import cold
+from warm import WARM, cold
 
 PAPERMILL = Path(sys.executable).with_name("papermill")
 NOTEBOOK = "nbs/run_experiment.ipynb"
@@ -28,8 +28,8 @@ ENV = {name: value for name, value in os.environ.items() if name != "PYTEST_CURR
 
 def run(project, *words):
     "What papermill answers in a pipe."
-    return subprocess.run([PAPERMILL, *words], cwd=project, env=ENV, stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True)
+    command = [*WARM, PAPERMILL, *words]
+    return subprocess.run(command, cwd=project, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 def in_terminal(project, *words, columns=100, env=ENV):
@@ -55,7 +55,7 @@ def end(child):
 def test_a_typo_is_refused_at_once(project_copy, words, sentence):
     "One line, exit 2, no file, no kernel and no torch: less than two seconds of work."
     before, spent = sorted(project_copy.rglob("*")), os.times().children_user
-    done = run(project_copy, NOTEBOOK, *words.split())
+    done = subprocess.run([PAPERMILL, NOTEBOOK, *words.split()], cwd=project_copy, capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch(f"{sentence}.*\n", done.stderr), done.stderr[-1500:]
     assert sorted(project_copy.rglob("*")) == before
     assert os.times().children_user - spent < 2

@@ -608,7 +608,8 @@ def test_supervised_step(method, heads, words):
 CONTRASTIVE = [
     ("amix_i", dict()), ("amix_i", dict(block_loss="bce")), ("amix_i", dict(block_loss="own")),
     ("amix_i", dict(pipeline="same-view", adjust="no")),
-    ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", lam_per="batch", adjust_margin=0.)),
+    ("amix_i", dict(with_base="no", bce_weight=.5, mask_weight=.7, mask_mean="batch", lam_per="batch",
+                    adjust_margin=0.)),
     ("amix_i", dict(block_loss="ce")), ("amix_i", dict(block_loss="pbce bce")),
     ("amix_i", dict(block_loss="infonce_labels")), ("amix_i", dict(block_loss="infonce_clusters bce", clusters=3)),
     ("amix_i", dict(block_loss="pbce_clusters bce", clusters=3)), ("amix_c", dict(clusters=3))]

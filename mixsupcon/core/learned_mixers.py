@@ -209,9 +209,10 @@ class CleanAndMixed(MixLabels):
     def loss(self, goal, step):
         return goal.base_loss(step) + self.mixed_loss(goal, step)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #55de6d33
+# %% ../../nbs/core/13_learned_mixers.ipynb #6eae7695
 OF_ONE_VIEW = ("comixup",)   # mixers whose images are all of the first view
 
+# %% ../../nbs/core/13_learned_mixers.ipynb #1fbb3071
 @dataclass(frozen=True)
 class CrossView(Mixing):
     "The base loss, and mixtures of both views whose positives are their sources' keys in the other view (AMix, eq. 4)."

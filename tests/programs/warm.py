@@ -18,9 +18,9 @@ WARM = [sys.executable, "-IS", os.path.abspath(__file__)]   # of a command, in p
 PASSED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 LIBRARIES = """torch torchvision torch._dynamo safetensors.torch numpy scipy.stats scipy.optimize pandas PIL.Image
     sklearn.datasets sklearn.manifold sklearn.metrics sklearn.neighbors matplotlib.pyplot
-    matplotlib.backends.backend_agg seaborn jinja2 yaml tqdm.auto ipykernel.zmqshell IPython.core.completer
+    matplotlib.backends.backend_agg seaborn jinja2 yaml ipykernel.zmqshell IPython.core.completer
     papermill.cli""".split()
-AGAIN = "papermill", "mixsupcon"   # imported by each program for itself: they look at their command line
+AGAIN = "papermill", "tqdm", "mixsupcon"   # imported by each program for itself: they look at what it is
 
 
 def prepare():
@@ -177,9 +177,12 @@ def become(request, files):
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
     words = words.split("\0")
-    usual = "module://matplotlib_inline.backend_inline" if "ipykernel_launcher" in words else ""   # as kernels set it
-    if backend := os.environ.get("MPLBACKEND", usual):   # read by matplotlib when it is imported
+    kernel = "ipykernel_launcher" in words
+    # what matplotlib and pandas look at when they are imported
+    if backend := os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline" if kernel else ""):
         sys.modules["matplotlib"].rcParams["backend"] = backend
+    if kernel:
+        sys.modules["pandas"].set_option("display.max_columns", 20)
     return words
 
 

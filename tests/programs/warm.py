@@ -89,6 +89,7 @@ def serve(place):
     "Fork for every command, while the process lives that the folder is named after. Returns in a program's process."
     import gc
     import select
+    import shutil
     warm_up()
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{place}/new")
@@ -104,6 +105,7 @@ def serve(place):
                 server.close()
                 return supervise(line)
             line.close()
+    shutil.rmtree(place, ignore_errors=True)
     os._exit(0)
 
 

@@ -51,7 +51,7 @@ FOLLOWED = {"block_momentum", "block_momentum_schedule"}   # refused where the g
 WHITENED_AND_MIXED = {"wmse2_unmix", "wmse4_unmix"}
 FIXED = dict(   # options for which a method has one value only
     share_bn={"moco_imix", "mocon_imix", "byol_imix"},   # their encoder sees mixtures alone
-    **dict.fromkeys(FOLLOWED, {"amix_i", "amix_c"}), partner=WHITENED_AND_MIXED,
+    **dict.fromkeys(sorted(FOLLOWED), {"amix_i", "amix_c"}), partner=WHITENED_AND_MIXED,
     last_batch={"wmse2", "wmse4"} | WHITENED_AND_MIXED,   # whole batches are whitened
     mixed_views={"wmse4_unmix"}, target_view={"wmse4_unmix"})
 LATER = {   # options that act after the first step: its encoders, rates and weights are as they start

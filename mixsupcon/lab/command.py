@@ -247,13 +247,13 @@ def compared(runs: list[Run]) -> list[dict]:
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 
-# %% ../../nbs/lab/09_command.ipynb #c417fa7d
+# %% ../../nbs/lab/09_command.ipynb #d37d9880
 def label_of(run: Run, runs: list[Run]) -> str:
     "Method, seed, and the options in which other runs of that method and seed differ."
-    first = [row_of(run)[name] for name in ("title", "seed")]
-    alike = [other for other in runs if [row_of(other)[name] for name in ("title", "seed")] == first]
+    method, seed = (run.options.get(name) for name in ("method", "seed"))
+    alike = [other for other in runs if (other.options.get("method"), other.options.get("seed")) == (method, seed)]
     words = [f"{name} {run.options.get(name)}" for name in differing(alike)]
-    return ", ".join([f"{first[0]}, seed {first[1]}", *words])
+    return ", ".join([f"{title_of(method)}, seed {seed}", *words])
 
 def labels_of(runs: list[Run]) -> list[str]:
     "A name for each run in a figure; the end of its folder's name tells apart what nothing else does."

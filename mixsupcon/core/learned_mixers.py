@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['torch', 'mix_block', 'clustering', 'block_parts', 'models', 'OF_ONE_VIEW', 'WORDS', 'step_on', 'saliency_of_views',
            'SaliencyGuide', 'MaskGuide', 'finished_mask', 'amix', 'frozen', 'slow_net', 'slow_step', 'Mixed',
-           'halves_by', 'ce', 'pbce', 'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'per_first',
-           'partner_of', 'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'without_effect',
-           'needs_classes', 'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared',
-           'left_out', 'negatives', 'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
+           'halves_by', 'ce', 'pbce', 'bce', 'against', 'infonce_pair', 'CleanAndMixed', 'CrossView', 'partner_of',
+           'same_class', 'mix_by_class', 'BlockNetwork', 'AMixBlock', 'uses', 'without_effect', 'needs_classes',
+           'AutoMixBlock', 'learns_masks', 'decay', 'bank_features', 'label_batch', 'compared', 'left_out', 'negatives',
+           'whole_block_loss', 'block_losses', 'labelled_loss', 'head_loss', 'remember_labels']
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #544051ac
-import math, weakref
+# %% ../../nbs/core/13_learned_mixers.ipynb #d7e76b81
+import weakref
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from .goals import Goal, mean_by, unit
-from .mixers import DEPTHS, GUIDED, GUIDES, LAM_PER, MIXER_OPTIONS, PARTNERS, draw_lam, mix
+from .mixers import DEPTHS, GUIDED, GUIDES, LAM_PER, MIXER_OPTIONS, PARTNERS, draw_lam, mix, per_image
 from .options import Config, Lazy, Share, YesNo, choose, real, require, whole
+from .recipe import half_cosine
 from .saliency import MIXERS   # with its rows
 from .step import Step, View
 from .strategies import OWN_WAY, LamPer, Mixing, MixLabels, Partner, uses_momentum_encoder
@@ -29,7 +30,7 @@ clustering = Lazy("mixsupcon.core.clusters")
 block_parts = Lazy("mixsupcon.core.block_parts")
 models = Lazy("mixsupcon.core.models")
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #4e45ed02
+# %% ../../nbs/core/13_learned_mixers.ipynb #640c1329
 def step_on(step: Step, images: list) -> Step:
     "A step on the same images, beside the one that learns."
     small = [view.x for view in step.small]
@@ -38,15 +39,14 @@ def step_on(step: Step, images: list) -> Step:
 def saliency_of_views(cfg: Config, step: Step) -> list:
     "How much each pixel of each view matters to the base loss: a map (N, H, W) per view."
     net, images = step.net, [view.x.detach().requires_grad_() for view in step.views]
-    training, precision = net.training, net.precision
-    net.eval().precision = "float32"
+    precision, net.precision = net.precision, "float32"
     maps = [torch.zeros_like(x[:, 0]) for x in images]
-    with torch.enable_grad():
+    with torch.enable_grad(), models.evaluating(net):
         for order in (images, images[::-1])[:len(images)]:   # each view is the query once
             loss = cfg.goal.base_loss(step_on(step, order))
             grads = torch.autograd.grad(loss, images, allow_unused=True)
             maps = [m if g is None else m + g.square().mean(1).sqrt() for m, g in zip(maps, grads)]
-    net.train(training).precision = precision
+    net.precision = precision
     return maps
 
 # %% ../../nbs/core/13_learned_mixers.ipynb #a4c4db61
@@ -266,11 +266,7 @@ class CrossView(Mixing):
         base = goal.base_loss(step) if self.with_base == "yes" else 0.
         return base + self.mixed_loss(goal, step)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #a801858d
-def per_first(chosen: "torch.Tensor", x: "torch.Tensor") -> "torch.Tensor":
-    "A choice (N,) shaped to select rows of `x`."
-    return chosen.view(-1, *[1]*(x.ndim - 1))
-
+# %% ../../nbs/core/13_learned_mixers.ipynb #56e03f9f
 def partner_of(mixing: Mixing, drawn: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
     "The partners (N,) that `mix` draws from a generator in the state `drawn`."
     gen = torch.Generator()
@@ -289,9 +285,9 @@ def mix_by_class(mixing: CrossView, step: Step, own: "torch.Tensor", other: "tor
     step.mixing_gen.set_state(drawn)   # the same partners again
     within = mix(own, other, step.mixing_gen, mixing.inside_mixer, mixing.inside_alpha, mixing.lam_per, mixing.partner)
     same = same_class(step.y, partner_of(mixing, drawn, own))
-    return tuple(torch.where(per_first(same, a), b, a) for a, b in zip(between, within))
+    return tuple(torch.where(per_image(same, a), b, a) for a, b in zip(between, within))
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #f86e3653
+# %% ../../nbs/core/13_learned_mixers.ipynb #c16d968c
 @dataclass(frozen=True)
 class BlockNetwork:
     "The network that draws masks, how fast it learns, and the momentum encoder whose features it sees."
@@ -310,8 +306,7 @@ class BlockNetwork:
 
     def rates(self) -> dict:
         "The learning rate of the block by the share of training that is over."
-        low = self.block_lr*self.block_lr_end
-        return dict(mix_block=lambda over: low + (self.block_lr - low)*(1 + math.cos(math.pi*over))/2)
+        return dict(mix_block=lambda over: half_cosine(self.block_lr, self.block_lr_end, over, 1))
 
     def idle(self, cfg):
         reasons = {} if self.block_lam == "fixed" else dict(block_lam_curve="block_lam is not fixed")
@@ -413,12 +408,12 @@ def learns_masks(cfg: Config) -> bool:
     "Whether a run's mixer is one that learns."
     return any(isinstance(part, AMixBlock) for part in cfg.parts)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #89a4a09a
+# %% ../../nbs/core/13_learned_mixers.ipynb #a9c91e81
 def decay(block: AMixBlock, cfg: Config, step: Step) -> float:
     "The share of the weights of mask loss and bce that is left in this epoch."
     if block.mask_schedule == "constant" or step.epoch is None:
         return 1.
-    return (1 + math.cos(math.pi*(step.epoch - 1)/cfg.epochs))/2
+    return half_cosine(1., 0., step.epoch - 1, cfg.epochs)
 
 def bank_features(cfg: Config, view: View) -> "torch.Tensor":
     "The unit rows by which images are clustered: features of a classifier's network, else projections."

@@ -8,7 +8,7 @@ __all__ = ['LAM_ENCODINGS', 'CONTENTS', 'ATTENTIONS', 'UPSAMPLINGS', 'MASKS', 'M
            'CrossAttention', 'SelfAttention', 'attend', 'init_normal', 'require_pairs', 'MixBlock', 'mask_loss',
            'adjusted', 'constant_near_ends']
 
-# %% ../../nbs/core/10_mix_block.ipynb #ea80cc63
+# %% ../../nbs/core/10_mix_block.ipynb #530f77ff
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mixsupcon.core.losses import full_precision
 from mixsupcon.core.mixers import per_image
+from mixsupcon.core.models import evaluating
 from mixsupcon.core.options import choose, require
 
 # %% ../../nbs/core/10_mix_block.ipynb #ea929208
@@ -35,17 +36,13 @@ def stage(encoder: nn.Module, x: torch.Tensor, depth: int = 3) -> torch.Tensor:
         if name == last:
             return x
 
-# %% ../../nbs/core/10_mix_block.ipynb #28f25fc3
+# %% ../../nbs/core/10_mix_block.ipynb #18137724
 @torch.no_grad()
 def stage_width(encoder: nn.Module, depth: int = 3) -> int:
     "How many channels an encoder has after `layer{depth}`; nothing in it changes."
-    modes = {part: part.training for part in encoder.modules()}
-    try:
-        blank = next(encoder.parameters()).new_zeros(2, 3, 64, 64)
-        return stage(encoder.eval(), blank, depth).shape[1]
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    blank = next(encoder.parameters()).new_zeros(2, 3, 64, 64)
+    with evaluating(encoder):
+        return stage(encoder, blank, depth).shape[1]
 
 # %% ../../nbs/core/10_mix_block.ipynb #2c93211a
 class LamChannel(nn.Module):

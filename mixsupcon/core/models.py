@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ENCODERS', 'HEADS', 'PARTS', 'TORCHVISION', 'Block', 'init_convolutions', 'resnet8', 'resnet', 'resnext',
-           'load_timm', 'measured_width', 'timm_encoder', 'timm_model', 'Encoders', 'zero_residuals', 'no_layer',
-           'norm', 'linear', 'mlp', 'siam', 'SplitNorm', 'split_norms', 'section', 'Net', 'add_momentum_encoder',
-           'follow', 'add_predictor', 'add_prototypes', 'normalise_prototypes', 'push', 'add_queue', 'update_queue',
-           'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights', 'weights_in_file', 'under_prefix',
-           'misfits', 'load_pretrained', 'SupConLoss']
+           'load_timm', 'evaluating', 'measured_width', 'timm_encoder', 'timm_model', 'Encoders', 'zero_residuals',
+           'no_layer', 'norm', 'linear', 'mlp', 'siam', 'SplitNorm', 'split_norms', 'section', 'Net',
+           'add_momentum_encoder', 'follow', 'add_predictor', 'add_prototypes', 'normalise_prototypes', 'push',
+           'add_queue', 'update_queue', 'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights',
+           'weights_in_file', 'under_prefix', 'misfits', 'load_pretrained', 'SupConLoss']
 
-# %% ../../nbs/core/04_models.ipynb #2ca1e520
+# %% ../../nbs/core/04_models.ipynb #80406601
 import difflib, importlib, warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import chain, pairwise
@@ -80,7 +82,7 @@ def resnext(depths: tuple, groups: int, width_per_group: int, image_size: int) -
     net.conv1, net.maxpool, net.fc, net.width = plain.conv1, plain.maxpool, plain.fc, plain.width
     return net
 
-# %% ../../nbs/core/04_models.ipynb #6cf57625
+# %% ../../nbs/core/04_models.ipynb #5e8edfda
 def load_timm(name: str) -> Any:
     "The module timm, which the model of that name needs; or a sentence that says how to install it."
     try:
@@ -89,12 +91,22 @@ def load_timm(name: str) -> Any:
     except ImportError:
         raise Refusal(f"arch timm:{name} needs timm: pip install 'mixsupcon[timm]'") from None
 
+# %% ../../nbs/core/04_models.ipynb #55af3e31
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    "Evaluation mode; afterwards each part of the network is in the mode that it was in."
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
 def measured_width(net: nn.Module, side: int) -> int:
     "How many features an encoder makes of an image of `side` pixels; nothing in it changes."
-    mode = net.training
-    with torch.no_grad():
-        shape = net.eval()(torch.zeros(2, 3, side, side)).shape
-    net.train(mode)
+    with evaluating(net), torch.no_grad():
+        shape = net(torch.zeros(2, 3, side, side)).shape
     if len(shape) != 2:
         raise ValueError(f"its output is {tuple(shape)} for two images, not (2, width)")
     return shape[1]

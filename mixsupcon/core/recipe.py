@@ -8,7 +8,7 @@ __all__ = ['torch', 'DATASET_NAMES', 'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', '
            'rescale_by_trust', 'half_cosine', 'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb',
            'learning_rate', 'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinAMix', 'LinIMix',
            'LinIMixReleased', 'LinSimSiam', 'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'probe_rate',
-           'Machine', 'Classifier', 'Tracking', 'shared_parts', 'all_parts']
+           'Machine', 'Classifier', 'judges_classifier', 'Tracking', 'shared_parts', 'all_parts']
 
 # %% ../../nbs/core/05_recipe.ipynb #c668a21d
 import math
@@ -365,12 +365,16 @@ class Machine:
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
     free, aside = ("save_seconds",), ("device", "precision", "compile")
 
-# %% ../../nbs/core/05_recipe.ipynb #2b733f70
+# %% ../../nbs/core/05_recipe.ipynb #47fe84c0
 @dataclass(frozen=True)
 class Classifier:
     "The classifier that a method trains itself."
     classifier_epochs: whole(0, 10**6) = 0   # how many of the last epochs judge it on the test images
     added = dict(classifier_epochs=0)
+
+def judges_classifier(cfg: Config) -> bool:
+    "Whether a run's log has accuracies of its own classifiers."
+    return min(cfg.epochs, getattr(cfg, "classifier_epochs", 0)) > 0
 
 # %% ../../nbs/core/05_recipe.ipynb #ee19d292
 TRACKERS = "tensorboard", "wandb", "mlflow"   # each a library of its own, installed by the extra `track`

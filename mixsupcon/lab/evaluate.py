@@ -9,13 +9,10 @@ __all__ = ['KNN', 'MAPS', 'PROBE_VIEWS', 'CHOICES', 'LOOKED_AT', 'CLASSIFIERS', 
            'pad_features', 'probe_settings', 'layer_result', 'probe_results', 'diverged', 'at_fixed_rate',
            'at_validated_rate', 'at_tested_rate', 'result_name', 'linear_of', 'has_labels', 'require_labels',
            'linear_sweep', 'with_probe', 'knn_rows', 'knn_of', 'alignment', 'uniformity', 'view_features',
-           'features_of', 'values_of', 'map_numbers', 'map_of', 'tsne_of', 'evaluating', 'classifier_accuracy',
-           'classifier_rows', 'classifier_of', 'judges_classifier', 'transfer_of', 'measures', 'write_reading',
-           'read_weights', 'adopt']
+           'features_of', 'values_of', 'map_numbers', 'map_of', 'tsne_of', 'classifier_accuracy', 'classifier_rows',
+           'classifier_of', 'transfer_of', 'measures', 'write_reading', 'read_weights', 'adopt']
 
-# %% ../../nbs/lab/04_evaluate.ipynb #60a9eac7
-from collections.abc import Iterator
-from contextlib import contextmanager
+# %% ../../nbs/lab/04_evaluate.ipynb #04506c7a
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -26,10 +23,11 @@ from typing import Any, Callable
 import torch
 from torch.nn import functional as F
 
+from ..core.models import evaluating
 from ..core.options import (
     Config, Refusal, amended, choose, identity, options, positive_numbers, project, seeded, stream)
 from ..core.recipe import (
-    OPTIMIZERS, LinearProbe, probe_rate, protocol_of, rescale_by_trust)
+    OPTIMIZERS, LinearProbe, judges_classifier, probe_rate, protocol_of, rescale_by_trust)
 from ..core.views import Draw, draw_views, normalise, pad_and_crop, random_view, views
 from .data import Dataset, digest, fingerprint, load_data, rank_in_class, targets
 from .runs import RunError, cached, describe, pack, read_config, read_json, read_log, write_json
@@ -441,22 +439,11 @@ def tsne_of(trained: Trained) -> dict:
     "The t-SNE of a run's test features."
     return map_of(trained, "tsne")
 
-# %% ../../nbs/lab/04_evaluate.ipynb #d0c19a43
+# %% ../../nbs/lab/04_evaluate.ipynb #e3e16710
 CLASSIFIERS = dict(   # protocol → encoder and head, by their names in the network
     classifier=("encoder", "head"), classifier_mix=("encoder", "mix_head"),
     classifier_slow=("momentum_encoder.encoder", "momentum_encoder.head"),
     classifier_slow_mix=("momentum_encoder.encoder", "slow_mix_head"))
-
-@contextmanager
-def evaluating(net: torch.nn.Module) -> Iterator[None]:
-    "Evaluation mode; afterwards each part of the network is in the mode that it was in."
-    modes = [(part, part.training) for part in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 # %% ../../nbs/lab/04_evaluate.ipynb #f7c1292a
 def classifier_accuracy(net: torch.nn.Module, data: Dataset, device: torch.device) -> dict:
@@ -478,7 +465,7 @@ def classifier_rows(curves: dict, n: int) -> list[dict]:
     return [record(name, "accuracy", rule(values), n, selection)
             for name, values in curves.items() for selection, rule in SELECTIONS.items()]
 
-# %% ../../nbs/lab/04_evaluate.ipynb #e2d18c87
+# %% ../../nbs/lab/04_evaluate.ipynb #ecf8570b
 def classifier_of(trained: Trained) -> dict:
     "What a run's own classifiers reach after its last epochs, as its log has it."
     def make():
@@ -489,10 +476,6 @@ def classifier_of(trained: Trained) -> dict:
         rows = classifier_rows(curves, len(trained.data.test_y))
         return dict(net=trained.weights, rows=rows, epochs=[row["epoch"] for row in judged], curves=curves)
     return cached(trained.folder, "classifier", make)
-
-def judges_classifier(cfg: Config) -> bool:
-    "Whether a run's log has accuracies of its own classifiers."
-    return min(cfg.epochs, getattr(cfg, "classifier_epochs", 0)) > 0
 
 # %% ../../nbs/lab/04_evaluate.ipynb #cba56f36
 def transfer_of(trained: Trained, name: str, cfg: Config | None = None) -> dict:

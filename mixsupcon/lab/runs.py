@@ -13,7 +13,7 @@ __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json',
            'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder', 'find_run',
            'require_own_folder', 'delete_run']
 
-# %% ../../nbs/lab/01_runs.ipynb #35b7eb90
+# %% ../../nbs/lab/01_runs.ipynb #a8a5712f
 import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
 import warnings
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from typing import Any
 
 from ..core.learned_mixers import learns_masks
 from ..core.options import Config, Lazy, Refusal, identity, project, record
+from ..core.recipe import judges_classifier
 from .data import FileError, clear_leftovers, digest, is_alive, targets, write
 
 torch = Lazy("torch")
@@ -403,10 +404,10 @@ def cached(folder: Path, name: str, make: Callable) -> Any:
         write_json(path, make(), over=False)
     return read_json(path)
 
-# %% ../../nbs/lab/01_runs.ipynb #d365f115
+# %% ../../nbs/lab/01_runs.ipynb #719eb179
 def result_names(cfg: Config) -> list[str]:
     "The results that a complete run has."
-    judged = ["classifier"] if min(cfg.epochs, getattr(cfg, "classifier_epochs", 0)) else []
+    judged = ["classifier"] if judges_classifier(cfg) else []
     mixed = ["mixtures"] if learns_masks(cfg) else []
     return ["linear", "knn", *judged, *mixed, *(f"transfer-{name}" for name in targets(cfg))]
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTNERS', 'MIXERS', 'GUIDED', 'GUIDES', 'MIXER_OPTIONS', 'DEPTHS', 'LAM_PER', 'mix', 'blend', 'draw_lam', 'perm',
-           'reverse', 'halves', 'derange', 'of_other_view', 'per_image', 'unmixed', 'mixup', 'box_edges', 'box_mask',
-           'paste', 'cutmix', 'source_pixels', 'shrink_into', 'resizemix', 'low_frequencies', 'smooth_noise',
-           'cut_by_rank', 'fmix', 'released_noise', 'fmix_released', 'inputmix', 'draw_mixer', 'require_images',
-           'require_guide', 'with_checks']
+           'reverse', 'halves', 'derange', 'of_other_view', 'per_image', 'unmixed', 'mixup', 'box_around', 'box_edges',
+           'box_mask', 'paste', 'cutmix', 'source_pixels', 'shrink_into', 'resizemix', 'low_frequencies',
+           'smooth_noise', 'cut_by_rank', 'fmix', 'released_noise', 'fmix_released', 'inputmix', 'draw_mixer',
+           'require_images', 'require_guide', 'with_checks']
 
 # %% ../../nbs/core/01_mixers.ipynb #bae8ae21
 import inspect, math
@@ -80,15 +80,18 @@ def mixup(xa: "torch.Tensor", xb: "torch.Tensor", lam: "torch.Tensor", gen: "tor
     "Every pixel: `lam` of the first image and `1-lam` of the second."
     return per_image(lam, xa)*xa + per_image(1 - lam, xb)*xb, lam
 
-# %% ../../nbs/core/01_mixers.ipynb #2c537f97
-def box_edges(cut, size, gen):
-    "Clipped boxes (top, bottom, left, right) around random centres; their sides are the share `cut` of `size` (H, W)."
+# %% ../../nbs/core/01_mixers.ipynb #adc6731c
+def box_around(centre, cut, size):
+    "Clipped boxes (top, bottom, left, right) around `centre` (row, column); their sides are the share `cut` of `size`."
     edges = []
-    for side in size:
+    for middle, side in zip(centre, size):
         half = (side*cut).long()//2
-        centre = torch.randint(side, cut.shape, generator=gen).to(cut.device)
-        edges += [(centre - half).clamp(min=0), (centre + half).clamp(max=side)]
+        edges += [(middle - half).clamp(min=0), (middle + half).clamp(max=side)]
     return edges
+
+def box_edges(cut, size, gen):
+    "Clipped boxes around random centres."
+    return box_around([torch.randint(side, cut.shape, generator=gen).to(cut.device) for side in size], cut, size)
 
 def box_mask(edges, size):
     "The pixels (N, H, W) inside the boxes."

@@ -5,7 +5,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 from conftest import random_images
-from mixsupcon.core.configure import SCALES, configure, papers, recipes
+from mixsupcon.core.configure import SCALES, configure, recipes
 from mixsupcon.core.methods import METHODS
 from mixsupcon.core.options import Refusal, idle
 from mixsupcon.core.views import normalise
@@ -15,6 +15,7 @@ from mixsupcon.lab.runs import checkpoints, run_folder
 from mixsupcon.lab.train import (
     Learner, clusters_of, compute_loss, fill_clusters, pretrain, resolve_device, train_epoch, update_weights)
 from mixsupcon.report.plots import FIGURES
+from mixsupcon.report.studies import chapters
 from mixsupcon.report.tables import COLUMNS
 from small import owned
 
@@ -24,6 +25,8 @@ MOCO = ("moco", "moco_unmix", "moco_sym", "moco_sym_unmix")
 IMIX = ("npair", "npair_imix", "sup_npair", "sup_npair_imix", "mocon", "mocon_imix", "byol", "byol_imix", "simclr",
         "simclr_imix", "moco", "moco_imix", "supclr_imix")
 AMIX, AMIX_SSL = ("amix", "automix", "ce"), ("amix_c", "amix_i", "moco_mix", "moco", "moco_imix", "moco_unmix")
+PHOTOS = (*CLASSES, *SIAM, *AMIX[:2], *AMIX_SSL[:4], "genscl", "supclr_imix", "simclr_unmix", "moco_unmix",
+          "byol_unmix", "npair", "npair_imix", "moco_imix", "byol", "byol_imix")
 WMSE = ("simclr", "simclr_unmix", "byol", "byol_unmix", "wmse2", "wmse2_unmix", "wmse4", "wmse4_unmix")
 MEANT = dict(   # the methods that a recipe is for
     digits=METHODS, digits50=METHODS, own_images=METHODS, mixsupcon=CLASSES,
@@ -34,7 +37,8 @@ MEANT = dict(   # the methods that a recipe is for
     swav_cifar=("swav", "swav_unmix"), swav_bottleneck=("swav", "swav_codes_unmix"), moco_imagenet=MOCO[:2],
     siam_cifar=SIAM, siam_imagenet=SIAM,
     amix_cifar100=AMIX, amix_tiny=AMIX, amix_imagenet=AMIX, amix_cub200=AMIX, amix_aircraft=AMIX,
-    amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL)
+    amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL,
+    photos1000=PHOTOS, photos5000=PHOTOS, photos50000=PHOTOS)
 SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors_stl10=64, imix_imagenet=96,
              moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
              amix_imagenet_ssl=96)
@@ -111,8 +115,8 @@ def test_every_word_of_the_recipes_is_an_option():
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_row_of_every_study_is_a_run(scale):
     "And its figures are kinds that are drawn, and speak of rows that are there."
-    for paper in papers().values():
-        for name, study in paper.studies(scale).items():
+    for chapter in chapters(scale).values():
+        for name, study in chapter.items():
             bases = [study.baseline] if isinstance(study.baseline, str) else study.baseline.values()
             assert {*bases} <= {*study.rows} and {study.measure, *study.shows} <= {*COLUMNS}, name
             for given in study.data.values():

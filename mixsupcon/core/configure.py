@@ -62,7 +62,7 @@ class Study(NamedTuple):
     shows: tuple = ("best test", "knn20")    # and others beside it
     figures: tuple = ()
 
-# %% ../../nbs/core/15_configure.ipynb #0dbd94b7
+# %% ../../nbs/core/15_configure.ipynb #4ff591ea
 class Beside(NamedTuple):
     "Published numbers that may stand beside ours."
     table: str
@@ -81,8 +81,9 @@ class Paper(NamedTuple):
     published: str = ""                      # its name in the table of published numbers
     beside: tuple = ()
     chapter: int = 100                       # where it stands in a report
+    scales: tuple = ("small", "paper")       # those of its studies
 
-# %% ../../nbs/core/15_configure.ipynb #5fed6425
+# %% ../../nbs/core/15_configure.ipynb #5ea881ae
 class Scale(NamedTuple):
     "How large all studies of a report are."
     about: str
@@ -90,9 +91,12 @@ class Scale(NamedTuple):
     seeds: int      # of the first paper's studies
     fewer: int      # of the others'
     together: int   # seeds in one notebook
+    first: int = 0  # the first seed
 
 SCALES = dict(
     small=Scale("Fifty of the bundled digits, ResNet-8, 80 epochs", "cpu", seeds=16, fewer=10, together=16),
+    photos=Scale("Part of the images of CIFAR-10, ResNet-8", "cpu", seeds=5, fewer=3, together=1, first=10),
+    gpu=Scale("All images of CIFAR-10, ResNet-18, 100 epochs", "cuda", seeds=3, fewer=3, together=1, first=10),
     paper=Scale("The papers' data and recipes", "cuda", seeds=3, fewer=3, together=1))
 
 # %% ../../nbs/core/15_configure.ipynb #2b2897ba

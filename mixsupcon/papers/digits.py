@@ -104,11 +104,11 @@ def source_table(recipes: dict) -> "pd.DataFrame":
     rows = {name: dict(fidelity=recipe.fidelity, source=recipe.source) for name, recipe in recipes.items()}
     return aligned(rows).T
 
-# %% ../../nbs/papers/00_digits.ipynb #f69c9770
-def study_table(studies: Callable) -> "pd.DataFrame":
-    "Each study's title, and at both scales how many rows it has, on how many data sets, with how many seeds."
+# %% ../../nbs/papers/00_digits.ipynb #ab61b07b
+def study_table(studies: Callable, scales: tuple = ("small", "paper")) -> "pd.DataFrame":
+    "Each study's title, and at each scale how many rows it has, on how many data sets, with how many seeds."
     table = {}
-    for scale in SCALES:
+    for scale in scales:
         for name, study in studies(scale).items():
             seeds = study.seeds or SCALES[scale].seeds
             row = table.setdefault(name, dict(title=study.title))

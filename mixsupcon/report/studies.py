@@ -24,12 +24,12 @@ from ..lab.runs import (
 
 pd = Lazy("pandas")
 
-# %% ../../nbs/report/01_studies.ipynb #7dadfcb6
+# %% ../../nbs/report/01_studies.ipynb #b655305f
 def chapters(scale: str, papers: dict | None = None) -> dict:
     "The studies of a scale by paper and name; of the package's papers, unless others are given."
     choose(SCALES, scale, "scale")
     papers = all_papers() if papers is None else papers
-    by_paper = {name: paper.studies(scale) for name, paper in papers.items()}
+    by_paper = {name: paper.studies(scale) for name, paper in papers.items() if scale in paper.scales}
     return {name: studies for name, studies in by_paper.items() if studies}
 
 def studies(scale: str, papers: dict | None = None) -> dict:
@@ -52,13 +52,14 @@ class Planned(NamedTuple):
     settings: dict
     cfg: Any
 
-# %% ../../nbs/report/01_studies.ipynb #f2674f72
+# %% ../../nbs/report/01_studies.ipynb #b264e6d5
 def planned_runs(scale: str, name: str, study: Any, data: str, row: str) -> list[Planned]:
     "The runs of one row of a study on one of its data sets, a seed each."
     settings = study.data[data] | dict(device=SCALES[scale].device) | study.rows[row]
-    seeds, together = range(study.seeds or SCALES[scale].seeds), SCALES[scale].together
-    return [Planned(name, data, row, seed, seed - seed % together, settings, configure(**settings, seed=seed))
-            for seed in seeds]
+    usual = SCALES[scale]
+    seeds = range(usual.first, usual.first + (study.seeds or usual.seeds))
+    return [Planned(name, data, row, seed, seed - (seed - usual.first) % usual.together, settings,
+                    configure(**settings, seed=seed)) for seed in seeds]
 
 def plan(scale: str, only: tuple[str, ...] = (), papers: dict | None = None) -> list[Planned]:
     "All runs of a scale's studies, or of those named."

@@ -20,7 +20,7 @@ def two_rows(scale):
     return dict(linear=Study("Linear evaluation", rows, "supcon", {"digits": QUICK}))
 
 
-PAPERS = dict(tiny=Paper("A test", "", {}, two_rows))
+PAPERS = dict(tiny=Paper("A test", "", {}, two_rows, scales=("tiny",)))
 
 
 def enter():

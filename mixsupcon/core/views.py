@@ -230,9 +230,9 @@ def draw_views(n: int, size: tuple, gen: "torch.Generator", crop_min: float, fli
 # %% ../../nbs/core/03_views.ipynb #a0dd4ca3
 def turns(draw: Draw, gray_first: bool = False) -> tuple:
     "Which adjustment each image has in each of five turns, and its factor; (5, N) each."
-    jitter = torch.where(draw.jitter[:, None], draw.order, NONE).T
-    gray = torch.where(draw.gray, GRAY, NONE)[None]
-    which = torch.cat([gray, jitter] if gray_first else [jitter, gray])
+    four = torch.where(draw.jitter[:, None], draw.order, NONE).T   # (4, N)
+    fifth = torch.where(draw.gray, GRAY, NONE)[None]
+    which = torch.cat([fifth, four] if gray_first else [four, fifth])
     return which, torch.nn.functional.pad(draw.factors, (0, 2)).T.gather(0, which)
 
 def recolour(x: "torch.Tensor", draw: Draw, gray_first: bool = False) -> "torch.Tensor":

@@ -411,7 +411,7 @@ def load_pretrained(net: Net, cfg: Any) -> None:
     for encoder in (net.encoder, *copies):
         encoder.load_state_dict({name: given[name] for name in own}, strict=False)
 
-# %% ../../nbs/core/04_models.ipynb #c7dc8e93
+# %% ../../nbs/core/04_models.ipynb #9b777181
 class SupConLoss(nn.Module):
     "SupContrast's loss of features (N, views, …), with labels (N,), a mask (N, N) or neither."
     def __init__(self, temperature: float = .07, contrast_mode: str = "all", base_temperature: float = .07):
@@ -427,10 +427,10 @@ class SupConLoss(nn.Module):
                              "torch.stack([z1, z2], 1)")
         if labels is not None and mask is None and labels.numel() != len(features):
             raise ValueError(f"labels must be ({len(features)},), one for each image, not {tuple(labels.shape)}")
-        if labels is not None:
-            labels = labels.flatten()
-            given = dict(mask=labels[:, None] == labels) if mask is None else dict(labels=labels, mask=mask)
+        if mask is not None:
+            given = dict(labels=labels, mask=mask)
         else:
-            given = dict(mask=torch.eye(len(features)) if mask is None else mask)
+            each = torch.arange(len(features)) if labels is None else labels.flatten().unique(return_inverse=True)[1]
+            given = dict(labels=each, empty="zero")
         return supcon(features.flatten(2), tau=self.temperature, base_tau=self.base_temperature,
                       anchors=len(features) if self.first_view_only else None, **given)

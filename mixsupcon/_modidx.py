@@ -1290,6 +1290,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.draw_run': ( 'lab/experiment.html#draw_run',
                                                                                  'mixsupcon/lab/experiment.py'),
+                                          'mixsupcon.lab.experiment.end_quickly': ( 'lab/experiment.html#end_quickly',
+                                                                                    'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.experiment': ( 'lab/experiment.html#experiment',
                                                                                    'mixsupcon/lab/experiment.py'),
                                           'mixsupcon.lab.experiment.figure_files': ( 'lab/experiment.html#figure_files',

@@ -12,7 +12,7 @@ __all__ = ['torch', 'CORES', 'USUAL', 'FULL', 'TOY', 'COMMAND', 'BATCHES', 'SIDE
            'busy', 'gpu_idle', 'gpu_views', 'views_by_batch', 'views_by_side', 'loss_by_rows', 'loss_by_classes',
            'step_by_batch', 'groups_of', 'benchmark_folder', 'measure_one', 'measure']
 
-# %% ../../nbs/report/08_benchmark.ipynb #5a931a4e
+# %% ../../nbs/report/08_benchmark.ipynb #d68d30b4
 import os, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ import mixsupcon
 from ..core.configure import configure
 from ..core.losses import supcon
 from ..core.models import Net
-from ..core.options import Config, Lazy, choose, project, stream
+from ..core.options import Config, Lazy, amended, choose, project, stream
 from ..core.views import Views, random_view
 from ..lab.data import Dataset, NORMALISATIONS, make_dataset, prepare_train
 from ..lab.progress import report
@@ -173,19 +173,19 @@ def loss_large(s: Sizes) -> Sides:
         return Sides([], note=f"needs more than {cost_words(2*matrix, 'B')}")
     return Sides([used], [matrix], note=f"{cost_words(seconds[0], 's')} for loss and gradient")
 
-# %% ../../nbs/report/08_benchmark.ipynb #1c85cfe1
+# %% ../../nbs/report/08_benchmark.ipynb #7956de97
 def run_of(method: str, s: Sizes, arch: str = "resnet8", **given: Any) -> Config:
     "The configuration of a run on images of CIFAR's shape."
     return configure(method, **dict(dataset="cifar10", arch=arch, batch_size=s.batch, epochs=1, device="cpu") | given)
 
 def loops(cfg: Config, data: Dataset, device: Any, workers: int) -> dict:
     "An epoch of our loop and one of the usual loop: name → function."
-    learner, plain = (Learner(cfg, data, torch.device(device)) for _ in range(2))
+    learner = Learner(cfg, data, torch.device(device))
+    plain = Learner(amended(cfg, compile="off", precision="float32"), data, torch.device(device))
     x, y = data.train_x.to(device), data.train_y.to(device)
     transform = pillow_transform(32, *USUAL)
     batches = loader(TwoViews(data.train_x, data.train_y, transform), cfg.batch_size, workers)
     net = plain.net.to(memory_format=torch.contiguous_format)
-    net.precision = "float32"
     optimizer = torch.optim.SGD(net.parameters(), cfg.lr, momentum=.9, weight_decay=cfg.weight_decay)
     return dict(ours=lambda: train_epoch(cfg, learner, x, y, data, 1),
                 theirs=lambda: train_plainly(net, optimizer, batches))

@@ -9,10 +9,10 @@ __all__ = ['torch', 'pandas', 'PACKAGES', 'clock_seconds', 'thread_seconds', 'th
            'target_words', 'verdict', 'result_words', 'table_of', 'machine_words', 'markdown_table', 'plain_numbers',
            'reached', 'draw_targets', 'Curve', 'measure_curve', 'curve_record', 'draw_curves']
 
-# %% ../../nbs/report/06_timing.ipynb #d7dfb69d
+# %% ../../nbs/report/06_timing.ipynb #25549e34
 import json, os, platform, resource, tempfile, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .. import __version__
 from ..core.options import Lazy
 from ..lab.figures import COLOURS, STYLE, draw_nothing, panels, printable, save_figure
 from ..lab.runs import commit, read_json, write_json
@@ -70,14 +71,9 @@ def in_turns(ways: dict, repeats: int = 5, seconds: Callable = clock_seconds) ->
             taken[name].append(seconds(way))
     return taken
 
-# %% ../../nbs/report/06_timing.ipynb #fe344265
+# %% ../../nbs/report/06_timing.ipynb #0a83d09f
 def peak_bytes(way: Callable) -> int:
-    "The most bytes that tensors made by `way()` hold at once."
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        way()
-        return torch.cuda.max_memory_allocated() - before
+    "The most bytes that tensors made by `way()` hold at once, on all devices together."
     held = most = 0
     for event in trace(way, profile_memory=True):
         if event["name"] == "[memory]":
@@ -108,7 +104,7 @@ def memory_limit(more: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-# %% ../../nbs/report/06_timing.ipynb #8eece517
+# %% ../../nbs/report/06_timing.ipynb #971d3232
 PACKAGES = "torch", "torchvision", "numpy", "pillow", "kornia", "pytorch-metric-learning"
 
 def processor() -> str:
@@ -126,13 +122,11 @@ def machine() -> dict:
 
 def versions() -> dict:
     "The versions of Python, of this package, of PyTorch and of the peers; None where one is not installed."
-    found = dict(python=platform.python_version())
-    for name in ("mixsupcon", *PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    known = dict(python=platform.python_version(), mixsupcon=__version__)
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            known[name] = version(name)
+    return dict.fromkeys(PACKAGES) | known
 
 # %% ../../nbs/report/06_timing.ipynb #3240b7a4
 class Row(NamedTuple):

@@ -2223,6 +2223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mixsupcon/report/timing.py'),
                                          'mixsupcon.report.timing.threads': ('report/timing.html#threads', 'mixsupcon/report/timing.py'),
                                          'mixsupcon.report.timing.trace': ('report/timing.html#trace', 'mixsupcon/report/timing.py'),
+                                         'mixsupcon.report.timing.tried': ('report/timing.html#tried', 'mixsupcon/report/timing.py'),
                                          'mixsupcon.report.timing.value_words': ( 'report/timing.html#value_words',
                                                                                   'mixsupcon/report/timing.py'),
                                          'mixsupcon.report.timing.verdict': ('report/timing.html#verdict', 'mixsupcon/report/timing.py'),

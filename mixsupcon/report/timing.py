@@ -7,7 +7,7 @@ __all__ = ['torch', 'pandas', 'PACKAGES', 'clock_seconds', 'thread_seconds', 'th
            'trace', 'memory_limit', 'processor', 'machine', 'versions', 'Row', 'Sides', 'ratios', 'described',
            'surroundings', 'is_met', 'row_record', 'write_record', 'read_records', 'cost_words', 'value_words',
            'target_words', 'verdict', 'result_words', 'table_of', 'machine_words', 'markdown_table', 'plain_numbers',
-           'reached', 'draw_targets', 'Curve', 'measure_curve', 'curve_record', 'draw_curves']
+           'tried', 'reached', 'draw_targets', 'Curve', 'measure_curve', 'curve_record', 'draw_curves']
 
 # %% ../../nbs/report/06_timing.ipynb #25549e34
 import json, os, platform, resource, tempfile, time
@@ -254,12 +254,18 @@ def markdown_table(rows: dict, records: dict) -> str:
     when = dict.fromkeys(map(machine_words, measured))
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"Measured on {each}." for each in when)])
 
-# %% ../../nbs/report/06_timing.ipynb #2b34d8fc
+# %% ../../nbs/report/06_timing.ipynb #3e4860e4
 def plain_numbers(axis: Any, unit: str = "") -> None:
-    "Write plain numbers at 1, 2, 5, 10 … of a logarithmic axis."
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
+    "Write plain numbers at 1, 2, 5, 10 … of a logarithmic axis; over two decades and more at powers of ten."
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100*low else (1,), numticks=9))
     axis.set_major_formatter("{x:g}" + unit)
     axis.set_minor_formatter(NullFormatter())
+
+def tried(records: list) -> str | None:
+    "What a picture says above it that shows no results but a trial; else nothing."
+    sizes = {record["size"] for record in records} - {"full"}
+    return f"only tried, at {' and '.join(sorted(sizes))} size: no results" if sizes else None
 
 def reached(record: dict) -> float:
     "The share of the target that a row reaches; above 1 it is met with room to spare."
@@ -284,8 +290,9 @@ def draw_targets(rows: dict, records: dict, path: Path | None = None) -> plt.Fig
     ax.set(yticks=range(len(seen)), yticklabels=names, ylim=(len(seen) - .4, -.6),
            xlabel="share of the target (green circles reach it, red squares do not)")
     ax.set_xscale("log")
-    plain_numbers(ax.xaxis, "×")
     ax.margins(x=.25)
+    plain_numbers(ax.xaxis, "×")
+    fig.suptitle(tried([*seen.values()]))
     return save_figure(fig, path)
 
 # %% ../../nbs/report/06_timing.ipynb #eff0429d
@@ -312,7 +319,7 @@ def curve_record(name: str, curve: Curve, points: dict, size: str, command: str)
     known = dict(name=name, title=curve.title, along=curve.along, points=points)
     return known | dict(size=size, command=command, **surroundings())
 
-# %% ../../nbs/report/06_timing.ipynb #89738e75
+# %% ../../nbs/report/06_timing.ipynb #716d81b9
 @plt.rc_context(STYLE)
 def draw_curves(records: dict, path: Path | None = None) -> plt.Figure:
     "Seconds above bytes, a column for each curve; both axes are logarithmic."
@@ -334,4 +341,5 @@ def draw_curves(records: dict, path: Path | None = None) -> plt.Figure:
         column[0].legend(fontsize=6)
     for ax, words in zip(axes[:, 0], ("seconds", "peak memory (MiB)")):
         ax.set_ylabel(words)
+    fig.suptitle(tried(seen))
     return save_figure(fig, path)

@@ -9,7 +9,7 @@ __all__ = ['torch', 'pandas', 'PACKAGES', 'clock_seconds', 'thread_seconds', 'th
            'target_words', 'verdict', 'result_words', 'table_of', 'machine_words', 'markdown_table', 'plain_numbers',
            'tried', 'reached', 'draw_targets', 'Curve', 'measure_curve', 'curve_record', 'draw_curves']
 
-# %% ../../nbs/report/06_timing.ipynb #25549e34
+# %% ../../nbs/report/06_timing.ipynb #5fd84b52
 import json, os, platform, resource, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .. import __version__
+import mixsupcon
 from ..core.options import Lazy
 from ..lab.figures import COLOURS, STYLE, draw_nothing, panels, printable, save_figure
 from ..lab.runs import commit, read_json, write_json
@@ -104,7 +104,7 @@ def memory_limit(more: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-# %% ../../nbs/report/06_timing.ipynb #971d3232
+# %% ../../nbs/report/06_timing.ipynb #ae14ab19
 PACKAGES = "torch", "torchvision", "numpy", "pillow", "kornia", "pytorch-metric-learning"
 
 def processor() -> str:
@@ -122,7 +122,7 @@ def machine() -> dict:
 
 def versions() -> dict:
     "The versions of Python, of this package, of PyTorch and of the peers; None where one is not installed."
-    known = dict(python=platform.python_version(), mixsupcon=__version__)
+    known = dict(python=platform.python_version(), mixsupcon=mixsupcon.__version__)
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             known[name] = version(name)
@@ -254,7 +254,7 @@ def markdown_table(rows: dict, records: dict) -> str:
     when = dict.fromkeys(map(machine_words, measured))
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"Measured on {each}." for each in when)])
 
-# %% ../../nbs/report/06_timing.ipynb #3e4860e4
+# %% ../../nbs/report/06_timing.ipynb #7864ea09
 def plain_numbers(axis: Any, unit: str = "") -> None:
     "Write plain numbers at 1, 2, 5, 10 … of a logarithmic axis; over two decades and more at powers of ten."
     low, high = axis.get_view_interval()
@@ -272,6 +272,7 @@ def reached(record: dict) -> float:
     value, target = max(record["value"], 1e-9), record["target"]
     return value/target if record["sense"] == "at least" else target/value
 
+# %% ../../nbs/report/06_timing.ipynb #bfefc6c1
 @plt.rc_context(STYLE)
 def draw_targets(rows: dict, records: dict, path: Path | None = None) -> plt.Figure:
     "Each measured row's figure as a share of its target."

@@ -107,6 +107,7 @@ def test_figures_are_drawn_when_asked_for(result, tmp_path):
     assert {path.stem for path in paths} == {*names} and all(path.read_bytes()[:4] == b"%PDF" for path in paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["views", "curves", "confusion", "tsne"])
 def test_a_picture_is_drawn_again_only_if_its_source_changed(result, name):
     "The picture in the folder stays as it is, until what it was drawn from is another."

@@ -128,6 +128,7 @@ def test_more_clusters_than_images(tiny, tmp_path):
         pretrain(configure("amix_c", **SMALL | dict(image_size=0), queue=20, clusters=500), tiny, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LEARNED)
 def test_the_block_goes_on_where_it_stopped(method, tiny):
     "After two epochs all tensors into a fresh learner, two more: the same bits as four at a stretch."

@@ -121,6 +121,7 @@ def test_an_option_of_another_probe_is_refused(probe):
         assert f"has no {name}" in refused(configure, probe=probe, **{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_an_option_that_is_owned_makes_another_run(method):
     "Unless it is one of those that change no number."

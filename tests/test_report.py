@@ -199,6 +199,7 @@ def test_files_hold_the_tables(report):
     assert len(stored) == len(made.numbers) and stored.state.tolist() == made.numbers.state.tolist()
 
 
+@pytest.mark.slow
 def test_same_folders_same_bytes(runs, report, tmp_path):
     "Tables, figures and page, written a second time."
     out = report[2]
@@ -359,6 +360,7 @@ def test_a_table_is_sorted_in_a_browser(report, tmp_path):
     assert down.split()[0].split(",")[-1] == "untrained" and first.startswith("untrained,simclr,supcon")
 
 
+@pytest.mark.slow
 def test_fidelity_is_computed(runs, tmp_path):
     "What a folder says of its own fidelity is not believed."
     root = tmp_path/"runs"
@@ -466,6 +468,7 @@ def test_a_shared_notebook_makes_all_seeds_that_any_study_needs(tmp_path):
         assert len(made) == 6 and sorted(repeats) == [10, 12, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_jobs_have_distinct_names_and_all_runs(tmp_path, scale):
     "No two notebooks of a scale under one name; each planned run is made by one."
@@ -533,6 +536,7 @@ def is_whole(out):
     return files == read_sums(out) and "index.html" in files
 
 
+@pytest.mark.slow
 def test_a_clone_makes_the_same_report(published, tmp_path, capfd):
     "From the records alone, byte for byte; it says so on the terminal, and no job counts as done."
     clone = clone_of(published, tmp_path)
@@ -679,6 +683,7 @@ def measured(cfgs):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, preset, data, paper, numbers", RELEASED)
 def test_published_beside_the_same_recipe(method, preset, data, paper, numbers):
     "The mean over seeds, on another device too; a short run and a changed one are never beside."

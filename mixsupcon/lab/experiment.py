@@ -8,14 +8,14 @@ __all__ = ['data_module', 'training', 'evaluation', 'figure_module', 'encoder_mo
            'is_drawn_from', 'Figures', 'image_tensor', 'Finished', 'Result', 'show_figure', 'save_figures', 'data_of',
            'judging_code', 'run_one', 'experiment', 'describe_done', 'preset_words', 'run_all', 'run_seeds',
            'run_missing', 'draw_run', 'run_to_probe', 'describe_run', 'run_lines', 'report_run', 'command_of',
-           'seed_words', 'missing_commands', 'report_missing', 'print_table', 'over_seeds', 'unlabelled_hint',
-           'print_result']
+           'seed_words', 'missing_commands', 'report_missing', 'end_quickly', 'print_table', 'over_seeds',
+           'unlabelled_hint', 'print_result']
 
-# %% ../../nbs/lab/06_experiment.ipynb #706d18c0
-import html, os, shlex
+# %% ../../nbs/lab/06_experiment.ipynb #8e10e676
+import atexit, gc, html, os, shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -410,9 +410,16 @@ def report_missing(runs: "pandas.DataFrame", notebook: str) -> Any:
     style = table.style.hide(axis="index").set_uuid(digest(notebook.encode())).set_properties(**left)
     return HTML(style.set_table_styles([dict(selector="th", props=[("text-align", "left")])]).to_html())
 
-# %% ../../nbs/lab/06_experiment.ipynb #1c812e25
+# %% ../../nbs/lab/06_experiment.ipynb #303a41b6
+@cache
+def end_quickly() -> None:
+    "Spare this process its last search for garbage, most of a second with torch: the memory goes with the process."
+    atexit.register(gc.freeze)
+
+# %% ../../nbs/lab/06_experiment.ipynb #78d86e23
 def print_table(table: "pandas.DataFrame", *lines: str) -> "pandas.DataFrame":
     "Write a table to the terminal, with lines after it, which the notebook shows as well; the table."
+    end_quickly()
     text = table.to_string(index=False, float_format="{:.4f}".format)
     write_terminal("\n".join(["", text, "", *lines]))
     if lines:

@@ -216,7 +216,7 @@ def test_compiled():
 def test_second_derivatives_are_refused():
     z, t, _ = batch(7, LARGE)
     z.requires_grad_()
-    with pytest.raises(Refusal, match="1,024 rows and more has no second derivative: leave out create_graph, or call by_pairs"):
+    with pytest.raises(Refusal, match="no second derivative: leave out create_graph, or call by_pairs"):
         torch.autograd.grad(contrastive(z, t), z, create_graph=True)
     slope, = torch.autograd.grad(by_pairs(z, t @ t.T, .1), z, create_graph=True)
     assert torch.autograd.grad((slope*slope).sum(), z)[0].any()

@@ -10,10 +10,10 @@ __all__ = ['STATES', 'ODD', 'ACTIONS', 'COMMANDS', 'PROGRAM', 'read_some', 'Run'
            'terminal_width', 'print_rows', 'filter_of', 'UsageError', 'filters_of', 'select_runs', 'selected',
            'print_list', 'print_comparison', 'print_disk_use', 'settings_of', 'facts_of', 'print_run', 'desktop_opener',
            'open_folder', 'require_whole', 'delete_all', 'delete_named', 'ask', 'delete_runs', 'export_encoder',
-           'print_methods', 'number_or_word', 'print_options', 'Command', 'Parser', 'takes_place', 'takes_rows',
-           'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs', 'takes_deleted_runs',
-           'takes_groups', 'takes_export', 'takes_method', 'parser_of', 'help_text', 'split_command', 'run_command',
-           'main']
+           'print_methods', 'number_or_word', 'print_options', 'train_method', 'Command', 'Parser', 'takes_place',
+           'takes_rows', 'takes_filters', 'takes_run', 'takes_shown_run', 'takes_opened_run', 'takes_runs',
+           'takes_deleted_runs', 'takes_groups', 'takes_export', 'takes_method', 'takes_training', 'parser_of',
+           'help_text', 'split_command', 'run_command', 'main']
 
 # %% ../../nbs/lab/09_command.ipynb #9c01dff2
 import argparse, csv, difflib, json, os, re, shutil, subprocess, sys, time, unicodedata
@@ -595,6 +595,18 @@ def print_options(args: Any) -> None:
     rows = table.to_dict("records")
     print_rows(args, rows, lambda: text_table(rows, terminal_width()))
 
+# %% ../../nbs/lab/09_command.ipynb #6bcbe75d
+def train_method(args: Any) -> None:
+    "Train a method and judge it, as far as that is not done, and print its numbers; of several processes, the first."
+    given = {name: number_or_word(value) for name, value in args.given}
+    from mixsupcon.core.configure import configure
+    from mixsupcon.lab.distributed import rank
+    from mixsupcon.lab.experiment import Finished, run_one
+    folder = run_one(configure(args.method, **given), args.root, args.wait)
+    if not rank():
+        rows = Finished(folder).numbers.to_dict("records")
+        print_rows(args, rows, lambda: f"{text_table(rows, terminal_width())}\n\nrun folder  {show_path(folder)}")
+
 # %% ../../nbs/lab/09_command.ipynb #b4d2dc94
 class Command(NamedTuple):
     "What a command is about, the arguments it takes, and what it does with them."
@@ -662,7 +674,7 @@ def takes_runs(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="read the weights too, to tell whether they are altered")
     takes_rows(parser)
 
-# %% ../../nbs/lab/09_command.ipynb #84e0f578
+# %% ../../nbs/lab/09_command.ipynb #15969854
 def takes_deleted_runs(parser: Parser) -> None:
     "Several runs to delete."
     parser.add_argument("runs", nargs="+", metavar="RUN", help="names, or parts of them that no other run has")
@@ -686,8 +698,14 @@ def takes_method(parser: Parser) -> None:
     parser.add_argument("given", nargs="*", type=filter_of, metavar="OPTION=VALUE", help="options that change others")
     takes_rows(parser)
 
-# %% ../../nbs/lab/09_command.ipynb #1984c429
+def takes_training(parser: Parser) -> None:
+    "One method, options to set, and how long to wait for another process."
+    parser.add_argument("--wait", type=float, default=0., metavar="SECONDS", help="for another process at the same run")
+    takes_method(parser)
+
+# %% ../../nbs/lab/09_command.ipynb #9b127d06
 COMMANDS = {
+    "train": Command("train a method and judge what it learned", takes_training, train_method),
     "runs": Command("list runs, the newest first", takes_filters, print_list),
     "runs compare": Command("runs side by side: what differs, and the numbers", takes_runs, print_comparison),
     "runs show": Command("one run: settings, numbers, files, commit", takes_shown_run, print_run),
@@ -711,7 +729,7 @@ def help_text() -> str:
     rows = [dict(command=f"  {name}", about=command.about) for name, command in COMMANDS.items()]
     table = text_table(rows).split("\n", 1)[1]
     about, more = mixsupcon.__doc__.strip().splitlines()[0], f"`{PROGRAM} COMMAND --help` shows what it takes."
-    train = "To train: papermill nbs/run_experiment.ipynb -p method mixsupcon"
+    train = "To train in a notebook: papermill nbs/run_experiment.ipynb -p method mixsupcon"
     return f"{about}\n\n{PROGRAM} COMMAND …\n\n{table}\n\n{more}\n{train}"
 
 # %% ../../nbs/lab/09_command.ipynb #1d028281

@@ -8,7 +8,7 @@ __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', '
            'Averaged', 'first', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start', 'work',
            'await_ready', 'require_alive', 'explain', 'watch', 'started', 'join']
 
-# %% ../../nbs/lab/13_distributed.ipynb #b55cff8e
+# %% ../../nbs/lab/13_distributed.ipynb #04cccb72
 import atexit, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from ..core.losses import full_precision
 from ..core.methods import METHOD_NAMES
 from ..core.models import Net, SplitNorm, encoders_of
 from ..core.options import PLUGINS, Config, Refusal, plugins_of, record, require
+from ..core.parts import in_words
 from ..core.step import Step
 from .data import Dataset
 from .extend import load_plugin
@@ -290,7 +291,7 @@ def require_files(cfg: Config) -> None:
     require(not lost, f"{lost} is known to this process alone: for devices {cfg.devices}, register it in a file and "
                       "load that by plugin FILE")
 
-# %% ../../nbs/lab/13_distributed.ipynb #2509fc50
+# %% ../../nbs/lab/13_distributed.ipynb #2fe26a56
 PYTHON = [sys.executable]   # the command of an interpreter
 
 def start(cfg: Config, place: str, number: int) -> subprocess.Popen:
@@ -302,20 +303,22 @@ def start(cfg: Config, place: str, number: int) -> subprocess.Popen:
         return subprocess.Popen([*PYTHON, "-c", code, place, str(number)], stdin=subprocess.PIPE, stdout=said,
                                 stderr=said, env=env, start_new_session=True)
 
+# %% ../../nbs/lab/13_distributed.ipynb #c8e1457a
 def work(place: str, number: int) -> None:
     "What a process does that `started` has started: train beside the first."
     Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
-    job = torch.load(f"{place}/job", mmap=True, weights_only=False)   # written by the first process
-    for plugin in job["plugins"]:
-        load_plugin(plugin)
-    cfg = read(job["cfg"])
-    Path(f"{place}/{number}.ready").touch()
     try:
+        job = torch.load(f"{place}/job", mmap=True, weights_only=False)   # written by the first process
+        for plugin in job["plugins"]:
+            load_plugin(plugin)
+        cfg = read(job["cfg"])
+        Path(f"{place}/{number}.ready").touch()
         enter(cfg.device, number, init_method=f"file://{place}/store", rank=number, world_size=cfg.devices)
         train_run(cfg, job["data"], job["folder"], job["run"])
         leave()
-    except Refusal as error:
-        raise SystemExit(str(error)) from None
+    except BaseException as error:
+        print(in_words(error), file=sys.stderr, flush=True)
+        os._exit(1)   # at once, so that nobody waits for this process
 
 # %% ../../nbs/lab/13_distributed.ipynb #0bdb559c
 def await_ready(workers: list, place: str) -> None:

@@ -115,24 +115,24 @@ class Learner:
                 restored = torch.empty_like(p if v.shape == p.shape else v, dtype=v.dtype, device=p.device)
                 self.optimizer.state[p][key] = restored.copy_(v)
 
-# %% ../../nbs/lab/03_train.ipynb #96d7fa1f
-def step_views(cfg: Config, x: torch.Tensor, mean: tuple, std: tuple, step: int, processes=None) -> list:
-    "All views (N, C, H, W) of uint8 images at a step, small crops last; several `processes` each make their own rows."
-    rows = processes.rows if processes else None
+# %% ../../nbs/lab/03_train.ipynb #7cfb2b27
+def step_views(cfg: Config, x: torch.Tensor, mean: tuple, std: tuple, step: int, n: int = 0, processes=None) -> list:
+    "All views (N, C, H, W) of uint8 images at a step, small crops last; of several `processes` each has rows of `n`."
+    share = (n, processes.rows) if processes else None
     def view(purpose, scale=None, out=None):
-        drawn = random_view(cfg, x, stream(cfg.seed, purpose, step), mean, std, scale, out, rows)
+        drawn = random_view(cfg, x, stream(cfg.seed, purpose, step), mean, std, scale, out, share)
         drawn = drawn.contiguous(memory_format=torch.channels_last)
-        return processes.gather(drawn, len(x)) if processes else drawn
+        return processes.gather(drawn, n) if processes else drawn
     large = [view(f"view {i + 1}") for i in range(cfg.goal.views)]
     crops = getattr(cfg.goal, "small_crops", 0)
     scale = shares(cfg.small_scale, "small_scale") if crops else None
     return large + [view(f"small view {i + 1}", scale, cfg.small_size) for i in range(crops)]
 
-# %% ../../nbs/lab/03_train.ipynb #cf850c71
+# %% ../../nbs/lab/03_train.ipynb #7f628a94
 def compute_loss(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, step: int,
                  epoch: int | None = None, rows: torch.Tensor | None = None) -> Step:
     "The step of one batch of uint8 images, its views and its mixing drawn for `step`."
-    views = step_views(cfg, x, data.mean, data.std, step, learner.net.processes)
+    views = step_views(cfg, x, data.mean, data.std, step, len(y), learner.net.processes)
     gen = stream(cfg.seed, "mix", step)
     return learner.make_step(partial(loss_of, cfg, learner.net, views, y, len(data.classes), gen, epoch, rows))
 
@@ -187,16 +187,17 @@ def batches_of(cfg: Config, n: int, epoch: int) -> list:
                           "pass a smaller batch_size, or last_batch keep")
     return torch.randperm(n, generator=stream(cfg.seed, "order", epoch))[:sum(sizes)].split(sizes)
 
-# %% ../../nbs/lab/03_train.ipynb #46bb3238
+# %% ../../nbs/lab/03_train.ipynb #4f20a86e
 def train_epoch(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, epoch: int) -> dict:
     "Pass once over the images; the mean loss, and how spread the outputs of the last step were."
     learner.net.train()
     batches = [rows.to(x.device) for rows in batches_of(cfg, len(x), epoch)]
+    own = learner.net.processes.rows if learner.net.processes else slice(None)   # whose views are made here
     total, every = torch.zeros((), device=x.device), 1 if x.device.type == "cpu" else 50
     for i, rows in enumerate(batches):
         number = (epoch - 1)*len(batches) + i
         lr = learning_rate(cfg, epoch, i, len(batches))
-        step = compute_loss(cfg, learner, x[rows], y[rows], data, number, epoch, rows)
+        step = compute_loss(cfg, learner, x[rows[own]], y[rows], data, number, epoch, rows)
         total += step.loss.detach()*len(rows)
         if (i % every == 0 or i == len(batches) - 1) and not total.isfinite():
             where = f"epoch {epoch}, {'by ' if every > 1 else ''}step {i + 1} of {len(batches)}"

@@ -1,24 +1,22 @@
 """One of two processes that share their batches, for tests/test_distributed.py: python shared.py PLACE RANK
 
-Takes steps of every method and mixer beside the other process, and, as the first, by itself; the first writes to
-PLACE/steps.json how far loss, gradients and state of both ways are apart, and how far those of the two processes.
+Takes steps of every method and mixer beside the other process, and of every second case by itself. PLACE/RANK.json then
+says how far loss, gradients and state of both ways are apart, and how far those of the two processes are.
 """
-import json, time
+import json
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
-from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS, loss_of
 from mixsupcon.core.mixers import MIXERS
 from mixsupcon.core.models import update_state
 from mixsupcon.core.options import stream
-from mixsupcon.lab.distributed import Averaged, divide, enter, gather, rank, world
+from mixsupcon.lab.distributed import Averaged, divide, enter, gather, leave, rank, world
 from small import CLASSES, build, draw, fill_clusters, small
-from torch import distributed as dist
 
-STEPS, SPLIT = 2, dict(last_batch="drop")
+SPLIT = dict(last_batch="drop")
 
 
 def cases():
@@ -26,8 +24,9 @@ def cases():
     every = {method: (method, {}, 12) for method in METHODS}
     every |= {f"{method}, uneven": (method, {}, 11) for method in ("simclr", "moco", "byol_imix", "swav", "amix")}
     every |= {f"mixsupcon, {mixer}": ("mixsupcon", dict(mixer=mixer), 12) for mixer in MIXERS}
-    every |= {f"{method}, {mixer}": (method, dict(mixer=mixer), 12) for mixer in ("manifoldmix", "puzzlemix", "inputmix")
-              for method in ("ce", "moco_imix", "byol_unmix", "mixco", "moco_mix")}
+    every |= {f"{method}, {mixer}": (method, dict(mixer=mixer), 12)
+              for method in ("ce", "moco_imix", "byol_unmix", "mixco", "moco_mix")
+              for mixer in ("manifoldmix", "puzzlemix", "inputmix")}
     every |= {f"{method}, bn_splits {splits}": (method, SPLIT | dict(bn_splits=splits), 12) for splits in (2, 3, 4, 6)
               for method in ("moco", "moco_unmix")}
     every |= {f"simclr_unmix, bn_splits {splits}, puzzlemix": (
@@ -51,7 +50,7 @@ def take_steps(method, given, n, shared):
     learns = [p for p in net.parameters() if p.requires_grad]
     optimizer, losses = torch.optim.SGD(learns, .05, momentum=.9), []
     averaged = Averaged(cfg, net) if shared else lambda make: make()
-    for number in range(STEPS):
+    for number in range(1 if given else 2):
         views, y = draw(cfg, n, seed=number)
         make = partial(loss_of, cfg, net, views, y, CLASSES, stream(number, "mix"), 20, torch.arange(n))
         step = averaged(make)
@@ -78,7 +77,7 @@ def distance(ours, theirs):
 
 
 def both(tensors):
-    "The tensors of the other process, to the first."
+    "The tensors of the first and of the second process."
     flat = torch.cat([v.double().flatten() for v in tensors.values()])
     return gather(flat[None], world())
 
@@ -86,20 +85,15 @@ def both(tensors):
 def main(place, number):
     torch.manual_seed(number)   # what is drawn from PyTorch's own generator differs
     enter("cpu", init_method=f"file://{place}/store", rank=number, world_size=2)
-    told, times = {}, {}
-    for name, case in cases().items():
-        start = time.process_time()
+    found = {}
+    for turn, (name, case) in enumerate(cases().items()):
         shared = take_steps(*case, True)
         first, second = both(shared)
-        times[name] = time.process_time() - start
-        if not rank():
+        if turn % 2 == rank():
             gap, worst = distance(take_steps(*case, False), shared)
-            told[name] = dict(gap=gap, worst=worst, between=(first - second).abs().max().item(), tensors=len(shared))
-    if not rank():
-        (Path(place)/"steps.json").write_text(json.dumps(told))
-    if rank():
-        print(sum(times.values()), sorted(times.items(), key=lambda t: -t[1])[:30])
-    dist.destroy_process_group()
+            found[name] = dict(gap=gap, worst=worst, between=(first - second).abs().max().item(), tensors=len(shared))
+    (Path(place)/f"{rank()}.json").write_text(json.dumps(found))
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_images
 from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS
 from mixsupcon.core.mixers import MIXERS
@@ -70,15 +71,17 @@ def close(ours, theirs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method, given", [
-    ("moco", {}), ("amix_c", dict(clusters=3)), ("supcon", dict(optimizer="lars"))])
-def test_a_run_of_two_processes_is_the_run_of_one(tmp_path, tiny, method, given):
-    "Twenty images in batches of seven: the same folder, log and weights, up to rounding, whoever made them."
-    one, two = (run(tmp_path/str(n), tiny, method, **given, devices=n) for n in (1, 2))
+    ("moco", {}), ("amix_c", dict(clusters=3)), ("supcon", dict(optimizer="lars", batch_size=10)),
+    ("swav", dict(small_crops=2, small_size=8, queue=0, frozen_steps=2))])
+def test_a_run_of_two_processes_is_the_run_of_one(tmp_path, method, given):
+    "Twenty images, mostly in batches of seven: the same folder, log and weights, up to rounding, whoever made them."
+    data = random_images(20, 16)
+    one, two = (run(tmp_path/str(n), data, method, **given, devices=n) for n in (1, 2))
     assert one.name == two.name and sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
     losses = [[row["loss"] for row in read_log(folder)] for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 2
     assert read_json(one/"training.json")["passes"] == read_json(two/"training.json")["passes"]
-    other = run(tmp_path/"other", tiny, method, **given, seed=1)
+    other = run(tmp_path/"other", data, method, **given, seed=1)
     assert close(tensors(one), tensors(two)) and not close(tensors(one), tensors(other))
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', 'gather', 'Gathered', 'Divided', 'Exchanged',
-           'moments', 'merged', 'TogetherNorm', 'joined', 'join_norms', 'Processes', 'divide', 'own_parts', 'Loss',
-           'Averaged', 'first', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start', 'work',
+           'moments', 'merged', 'TogetherNorm', 'joined', 'join_norms', 'own_parts', 'sees_all', 'Processes', 'divide',
+           'Loss', 'Averaged', 'first', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start', 'work',
            'await_ready', 'require_alive', 'explain', 'watch', 'started', 'join']
 
 # %% ../../nbs/lab/13_distributed.ipynb #04cccb72
@@ -180,13 +180,29 @@ def join_norms(encoder: nn.Module, device: str) -> None:
             if isinstance(child, _BatchNorm):
                 setattr(part, name, joined(child, device))
 
-# %% ../../nbs/lab/13_distributed.ipynb #6d381b4e
+# %% ../../nbs/lab/13_distributed.ipynb #1b205b3b
+def own_parts(cfg: Config) -> list:
+    "What of a run is not the package's: (option, name)."
+    return [*own_names(cfg), *([("method", cfg.method)] if cfg.method not in METHOD_NAMES else [])]
+
+def sees_all(cfg: Config) -> bool:
+    "Whether a process looks at images of rows that are not its own."
+    return cfg.strategy.mixes or getattr(cfg, "inputmix", "no") == "yes" or cfg.bn_splits > 1 or bool(own_parts(cfg))
+
+# %% ../../nbs/lab/13_distributed.ipynb #2f3fc2f5
 class Processes:
     "The processes that share the batches of a network: who computes which rows."
-    def __init__(self, net: Net):
-        self.rows = slice(rank(), None, world())
+    def __init__(self, cfg: Config, net: Net):
+        self.rows, self.sees_all = slice(rank(), None, world()), sees_all(cfg)
         self.norms, self.settled = [part for part in net.modules() if isinstance(part, SplitNorm)], True
-        self.gather = gather
+
+    def whole(self, own: torch.Tensor, n: int) -> torch.Tensor:
+        "Views of `n` images, of which this process has made its `own`; those that it will not look at are NaN."
+        if self.sees_all or n % world():
+            return gather(own, n)
+        x = torch.empty(n, *own.shape[1:], device=own.device, memory_format=torch.channels_last).fill_(torch.nan)
+        x[self.rows] = own
+        return x
 
     def settle(self) -> None:
         "Give batch norms of own groups the mean of all processes' running statistics."
@@ -206,18 +222,14 @@ class Processes:
         self.settled &= not net.training
         return Gathered.apply(net.run_part(part, Divided.apply(x)), len(x))
 
-def divide(net: Net, device: str) -> None:
-    "Let several processes share the batches of a fresh network, if there are several."
+def divide(cfg: Config, net: Net, device: str) -> None:
+    "Let several processes share the batches of a run's fresh network, if there are several."
     if world() > 1:
         for encoder in encoders_of(net):
             join_norms(encoder, device)
-        net.processes = Processes(net)
+        net.processes = Processes(cfg, net)
 
-# %% ../../nbs/lab/13_distributed.ipynb #ea3f43b3
-def own_parts(cfg: Config) -> list:
-    "What of a run is not the package's: (option, name)."
-    return [*own_names(cfg), *([("method", cfg.method)] if cfg.method not in METHOD_NAMES else [])]
-
+# %% ../../nbs/lab/13_distributed.ipynb #c848f9da
 class Loss(nn.Module):
     "A module whose parameters are those that learn in a network; its output is the loss of a step that it makes."
     def __init__(self, net: Net):

@@ -77,14 +77,14 @@ def optimizer_for(cfg: Config, net: torch.nn.Module, fused: bool = False) -> tor
     groups = [dict(params=params, part=part) for part, params in groups.items() if params]
     return OPTIMIZERS[cfg.optimizer].build(groups, cfg.lr, cfg.weight_decay, fused)
 
-# %% ../../nbs/lab/03_train.ipynb #99a97e94
+# %% ../../nbs/lab/03_train.ipynb #e757a819
 class Learner:
     "A network and its optimiser."
 
     def __init__(self, cfg: Config, data: Dataset, device: torch.device):
         net = net_for(cfg, len(data.classes), data.train_x.shape[-1])
         load_pretrained(net, cfg)
-        several.divide(net, device.type)
+        several.divide(cfg, net, device.type)
         self.net = net.to(device, memory_format=torch.channels_last)
         self.net.precision = cfg.precision   # of the network alone: never of views, mixing or loss
         self.optimizer = optimizer_for(cfg, self.net, fused=device.type == "cuda")
@@ -115,14 +115,14 @@ class Learner:
                 restored = torch.empty_like(p if v.shape == p.shape else v, dtype=v.dtype, device=p.device)
                 self.optimizer.state[p][key] = restored.copy_(v)
 
-# %% ../../nbs/lab/03_train.ipynb #7cfb2b27
+# %% ../../nbs/lab/03_train.ipynb #b45f8e04
 def step_views(cfg: Config, x: torch.Tensor, mean: tuple, std: tuple, step: int, n: int = 0, processes=None) -> list:
     "All views (N, C, H, W) of uint8 images at a step, small crops last; of several `processes` each has rows of `n`."
     share = (n, processes.rows) if processes else None
     def view(purpose, scale=None, out=None):
         drawn = random_view(cfg, x, stream(cfg.seed, purpose, step), mean, std, scale, out, share)
         drawn = drawn.contiguous(memory_format=torch.channels_last)
-        return processes.gather(drawn, n) if processes else drawn
+        return processes.whole(drawn, n) if processes else drawn
     large = [view(f"view {i + 1}") for i in range(cfg.goal.views)]
     crops = getattr(cfg.goal, "small_crops", 0)
     scale = shares(cfg.small_scale, "small_scale") if crops else None

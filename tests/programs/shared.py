@@ -46,7 +46,7 @@ def take_steps(method, given, n, shared):
     if n == 1:
         net.head = net.momentum_encoder["head"] = net.predictor = torch.nn.Identity()   # no batch norm of one row
     if shared:
-        divide(net, "cpu")
+        divide(cfg, net, "cpu")
     learns = [p for p in net.parameters() if p.requires_grad]
     optimizer, losses = torch.optim.SGD(learns, .05, momentum=.9), []
     averaged = Averaged(cfg, net) if shared else lambda make: make()

@@ -6,12 +6,12 @@
 __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', 'gather', 'Gathered', 'Divided', 'Exchanged',
            'moments', 'merged', 'TogetherNorm', 'joined', 'join_norms', 'own_parts', 'sees_all', 'Processes', 'divide',
            'Loss', 'Averaged', 'first', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start', 'work',
-           'await_ready', 'require_alive', 'explain', 'watch', 'started', 'join']
+           'await_ready', 'require_alive', 'explain', 'give_up', 'watch', 'started', 'join']
 
-# %% ../../nbs/lab/13_distributed.ipynb #04cccb72
+# %% ../../nbs/lab/13_distributed.ipynb #5e184d34
 import atexit, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -189,7 +189,7 @@ def sees_all(cfg: Config) -> bool:
     "Whether a process looks at images of rows that are not its own."
     return cfg.strategy.mixes or getattr(cfg, "inputmix", "no") == "yes" or cfg.bn_splits > 1 or bool(own_parts(cfg))
 
-# %% ../../nbs/lab/13_distributed.ipynb #2f3fc2f5
+# %% ../../nbs/lab/13_distributed.ipynb #0b3de151
 class Processes:
     "The processes that share the batches of a network: who computes which rows."
     def __init__(self, cfg: Config, net: Net):
@@ -227,6 +227,9 @@ def divide(cfg: Config, net: Net, device: str) -> None:
     if world() > 1:
         for encoder in encoders_of(net):
             join_norms(encoder, device)
+        for part in net.modules() if cfg.compile == "on" else ():
+            if isinstance(part, TogetherNorm):   # torch.compile cannot follow an exchange
+                part.forward = torch.compiler.disable(part.forward)
         net.processes = Processes(cfg, net)
 
 # %% ../../nbs/lab/13_distributed.ipynb #c848f9da
@@ -332,7 +335,7 @@ def work(place: str, number: int) -> None:
         print(in_words(error), file=sys.stderr, flush=True)
         os._exit(1)   # at once, so that nobody waits for this process
 
-# %% ../../nbs/lab/13_distributed.ipynb #0bdb559c
+# %% ../../nbs/lab/13_distributed.ipynb #b4fd8f2b
 def await_ready(workers: list, place: str) -> None:
     "Wait until every process has read the run, or one has failed."
     waiting = {number: worker for number, worker in enumerate(workers, 1)}
@@ -349,22 +352,28 @@ def require_alive(workers: dict, place: str) -> None:
             raise RunError(f"process {number + 1} of {len(workers) + 1} failed, and all were stopped: "
                            f"{words[-1] if words else f'it ended with {worker.poll()}'}; run it again to continue")
 
-def explain(error: Exception, workers: list, place: str, patience: float = 5) -> None:
+def explain(error: BaseException, workers: list, place: str, patience: float = 5) -> None:
     "Raise the words of the process that failed, where the error of this one only says that another is gone."
-    until = time.monotonic() + patience
-    while not isinstance(error, Refusal) and time.monotonic() < until:
+    until, mine = time.monotonic() + patience, isinstance(error, (Refusal, KeyboardInterrupt))
+    while not mine and time.monotonic() < until:
         require_alive(dict(enumerate(workers, 1)), place)
         time.sleep(.02)
     raise error
 
-# %% ../../nbs/lab/13_distributed.ipynb #71e5d60c
-def watch(workers: list) -> None:
-    "End all communication of GPUs when a process fails."
-    while any(worker.poll() is None for worker in workers) and CONTROL:
-        if any(worker.poll() for worker in workers):
-            return dist.distributed_c10d._abort_process_group()
-        time.sleep(.2)
+# %% ../../nbs/lab/13_distributed.ipynb #70c4f4d0
+def give_up(device: str) -> None:
+    "End all communication at once, also that of GPUs which wait for each other."
+    if device == "cuda" and CONTROL:
+        dist.distributed_c10d._abort_process_group()
 
+def watch(workers: list, device: str) -> None:
+    "Give up when a process fails."
+    while CONTROL and not any(worker.poll() for worker in workers):
+        time.sleep(.2)
+    if any(worker.poll() for worker in workers):
+        give_up(device)
+
+# %% ../../nbs/lab/13_distributed.ipynb #7cca91a0
 @contextmanager
 def started(cfg: Config, data: Dataset, folder: Path, run: str) -> Iterator[None]:
     "The other processes of a run on this machine, as many as `devices` says; all end with what is done here."
@@ -381,17 +390,18 @@ def started(cfg: Config, data: Dataset, folder: Path, run: str) -> Iterator[None
             await_ready(workers, place)
             torch.set_num_threads(max(1, threads//cfg.devices))
             enter(cfg.device, init_method=f"file://{place}/store", rank=0, world_size=cfg.devices)
-            if cfg.device == "cuda":
-                Thread(target=watch, args=(workers,), daemon=True).start()
+            Thread(target=watch, args=(workers, cfg.device), daemon=True).start()
             yield
             for worker in workers:
-                worker.wait(60)
-        except Exception as error:
+                with suppress(subprocess.TimeoutExpired):   # all is done and written
+                    worker.wait(60)
+        except BaseException as error:
+            give_up(cfg.device)
             explain(error, workers, place)
         finally:
+            leave()
             for worker in workers:
                 worker.kill()
-            leave()
             torch.set_num_threads(threads)
 
 # %% ../../nbs/lab/13_distributed.ipynb #afafbb10

@@ -131,9 +131,9 @@ def merged(parts: torch.Tensor) -> tuple:
     middle = (count*mean).sum(0)/total
     return total, middle, (squares + count*(mean - middle).square()).sum(0)
 
-# %% ../../nbs/lab/13_distributed.ipynb #36cf17f3
+# %% ../../nbs/lab/13_distributed.ipynb #ace7be6a
 class TogetherNorm(_BatchNorm):
-    "Batch norm of `splits` groups of images that several processes have; image i of the batch is in group i mod splits."
+    "Batch norm of `splits` groups of images that several processes have; image i of all is in group i mod splits."
     def __init__(self, norm: _BatchNorm, splits: int = 1):
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self._parameters, self._buffers, self.splits = norm._parameters, norm._buffers, splits
@@ -254,7 +254,7 @@ class Averaged:
         steps[0].loss = loss
         return steps[0]
 
-# %% ../../nbs/lab/13_distributed.ipynb #2c37f45d
+# %% ../../nbs/lab/13_distributed.ipynb #a3bff76b
 def first(function: Callable) -> Any:
     "What `function` returns on the first process, for all; its refusal is raised by all."
     if world() == 1:
@@ -271,6 +271,7 @@ def first(function: Callable) -> Any:
         raise RunError(answer[1])
     return answer[0]
 
+# %% ../../nbs/lab/13_distributed.ipynb #fff51916
 def end_epoch(net: Net, progress: Progress | None = None) -> bool:
     "After an epoch: all of the network is the same on all processes; whether the first one was asked to stop."
     if world() == 1:

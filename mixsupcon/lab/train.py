@@ -6,8 +6,8 @@
 __all__ = ['evaluation', 'several', 'compute_loss', 'device_of', 'resolve_device', 'net_for', 'own_rates', 'optimizer_for',
            'Learner', 'step_views', 'momentum_at', 'update_weights', 'NonFinite', 'Collapsed', 'images_to_learn',
            'batches_of', 'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of', 'clusters_of',
-           'fill_clusters', 'judge_classifier', 'follow', 'train', 'training_code', 'check_code', 'check_sizes',
-           'check_classes', 'begin', 'train_run', 'pretrain', 'load_net', 'label_shares', 'first_step']
+           'fill_clusters', 'judge_classifier', 'prepare', 'follow', 'train', 'training_code', 'check_code',
+           'check_sizes', 'check_classes', 'begin', 'train_run', 'pretrain', 'load_net', 'label_shares', 'first_step']
 
 # %% ../../nbs/lab/03_train.ipynb #a9c69a62
 import math, time
@@ -275,6 +275,16 @@ def judge_classifier(cfg: Config, net: torch.nn.Module, data: Dataset, epoch: in
         return {}
     return dict(accuracy=evaluation.classifier_accuracy(net, data, device_of(cfg)))
 
+# %% ../../nbs/lab/03_train.ipynb #2b22acab
+def prepare(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
+    "Images and classes on the device, and the state from which training goes on, which is put into `learner`."
+    device = next(learner.net.parameters()).device
+    x, y = (t.to(device) for t in images_to_learn(cfg, data))
+    state = resume(learner, folder, run)
+    if not state["epoch"] and clusters_of(cfg):
+        fill_clusters(cfg, learner.net, x, data)
+    return x, y, state
+
 # %% ../../nbs/lab/03_train.ipynb #82a0dce6
 def follow(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, done: int) -> tuple:
     "Train from epoch `done` on beside the first process, which alone shows and writes what comes of it."
@@ -285,15 +295,11 @@ def follow(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data
                 raise Stopped(epoch, cfg.epochs, epoch)
     return {}, row["loss"] if done < cfg.epochs else None
 
-# %% ../../nbs/lab/03_train.ipynb #f7b55dbc
+# %% ../../nbs/lab/03_train.ipynb #82ad887a
 def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
     "Train to the last epoch, logging each and saving checkpoints; the totals and the last loss."
-    device = next(learner.net.parameters()).device
-    x, y = (t.to(device) for t in images_to_learn(cfg, data))
-    state = resume(learner, folder, run)
+    x, y, state = prepare(cfg, learner, folder, data, run)
     done, totals = state["epoch"], {name: state["log"][name] for name in ("passes", "seconds")}
-    if not done and clusters_of(cfg):
-        fill_clusters(cfg, learner.net, x, data)
     if several.rank():
         return follow(cfg, learner, x, y, data, done)
     rows, saved = rewind(folder, done, state["log"] if done else None), time.monotonic()

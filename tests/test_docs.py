@@ -116,7 +116,18 @@ def check_snakemake(words):
         assert not word.startswith("--") or word in known or word in plugins, word
 
 
-CHECKS = dict(make=check_make, papermill=check_papermill, python=check_module, snakemake=check_snakemake)
+def check_torchrun(words):
+    "What it starts is a command of ours, on options that a method takes."
+    from mixsupcon.core.configure import configure
+    from mixsupcon.lab.command import number_or_word
+    module = words.index("-m")
+    check_module(["python", *words[module:]])
+    given = dict(word.split("=") for word in words[module + 4:])
+    configure(words[module + 3], **{name: number_or_word(value) for name, value in given.items()})
+
+
+CHECKS = dict(
+    make=check_make, papermill=check_papermill, python=check_module, snakemake=check_snakemake, torchrun=check_torchrun)
 OTHERS = ". .venv/bin/activate", "pip install", "pipx run pre-commit install", ".venv/bin/nbdev_export", "tensorboard "
 
 

@@ -67,7 +67,7 @@ class SaliencyGuide:
 
 GUIDES.update(saliency=SaliencyGuide)
 
-# %% ../../nbs/core/13_learned_mixers.ipynb #48444f2d
+# %% ../../nbs/core/13_learned_mixers.ipynb #77b2a37a
 class MaskGuide:
     "The mask of each pair: for the encoder's mixtures, or with gradient for the block's."
 
@@ -81,7 +81,7 @@ class MaskGuide:
         if id(x) not in self.features:
             encoder = self.step.net.momentum_encoder["encoder"]
             with torch.no_grad():
-                h = self.step.net.run_part(lambda x: mix_block.stage(encoder, x, self.cfg.block_layer), x)
+                h = self.step.net.spread(lambda x: mix_block.stage(encoder, x, self.cfg.block_layer), x)
             self.features[id(x)] = x, h
         return self.features[id(x)][1]
 

@@ -8,7 +8,7 @@ __all__ = ['BACKBONES', 'ENCODERS', 'HEADS', 'PARTS', 'TORCHVISION', 'Block', 'i
            'no_layer', 'norm', 'linear', 'mlp', 'siam', 'SplitNorm', 'split_norms', 'section', 'Net',
            'add_momentum_encoder', 'follow', 'add_predictor', 'add_prototypes', 'normalise_prototypes', 'push',
            'add_queue', 'update_queue', 'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights',
-           'weights_in_file', 'under_prefix', 'misfits', 'load_pretrained', 'SupConLoss']
+           'weights_in_file', 'under_prefix', 'misfits', 'encoders_of', 'load_pretrained', 'SupConLoss']
 
 # %% ../../nbs/core/04_models.ipynb #80406601
 import difflib, importlib, warnings
@@ -230,11 +230,12 @@ def section(encoder: nn.Module, start: int = 0, stop: int | None = None) -> nn.M
     after = {depth: [*parts].index(f"layer{depth}") + 1 for depth in (1, 2)} | {0: 0, None: None}
     return nn.Sequential(*[*parts.values()][after[start]:after[stop]])
 
-# %% ../../nbs/core/04_models.ipynb #30d0bf44
+# %% ../../nbs/core/04_models.ipynb #d9abfad5
 class Net(nn.Module):
     "What learns: `encoder` to features, `head` to what the loss compares, and the `parts` that a method adds."
     precision = "float32"   # or bfloat16: of its arithmetic; what comes out is float32
     passes = 0              # images that went through the encoder
+    processes = None        # where several share a batch, what divides its rows and gathers what comes of them
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
@@ -247,10 +248,14 @@ class Net(nn.Module):
             out = part(x)
         return out.float() if half else out
 
+    def spread(self, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        "The output of a part for all rows of a batch; of several processes, each computes it for its own."
+        return self.run_part(part, x) if self.processes is None else self.processes.run(self, part, x)
+
     def encode(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         "Features (N, F) of images, or of what they are at depth `start`; with `stop`, what they are at that depth."
         self.passes += 0 if start else len(x)
-        return self.run_part(section(self.encoder, start, stop) if start or stop else self.encoder, x)
+        return self.spread(section(self.encoder, start, stop) if start or stop else self.encoder, x)
 
     def forward(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         "Projections (N, D); with `stop`, what the images are at that depth."
@@ -319,13 +324,13 @@ def update_state(net: Net, momentum: float, new_keys: tuple = ()) -> None:
             if part.update:
                 part.update(net, momentum, new_keys)
 
-# %% ../../nbs/core/04_models.ipynb #3dfbb004
+# %% ../../nbs/core/04_models.ipynb #3d55247a
 @torch.no_grad()
 def momentum_keys(net: Net, x: torch.Tensor, gen: torch.Generator | None = None) -> torch.Tensor:
     "Unit projections (N, D) of the momentum encoder; with `gen`, the images are shuffled on the way."
     order = torch.arange(len(x)) if gen is None else torch.randperm(len(x), generator=gen)
     order = order.to(x.device)
-    h = net.run_part(net.momentum_encoder["encoder"], x[order])
+    h = net.spread(net.momentum_encoder["encoder"], x[order])
     return F.normalize(net.run_part(net.momentum_encoder["head"], h), dim=1)[order.argsort()]
 
 # %% ../../nbs/core/04_models.ipynb #0c72403e
@@ -395,7 +400,12 @@ def misfits(given: dict, own: dict) -> list:
               if name in given and given[name].shape != v.shape]
     return unlike + missing + strange
 
-# %% ../../nbs/core/04_models.ipynb #d7641a38
+# %% ../../nbs/core/04_models.ipynb #409c28ff
+def encoders_of(net: Net) -> list:
+    "The encoder of a network and its copies, such as the momentum encoder's."
+    copies = [part["encoder"] for part in net.children() if isinstance(part, nn.ModuleDict) and "encoder" in part]
+    return [net.encoder, *copies]
+
 def load_pretrained(net: Net, cfg: Any) -> None:
     "Put the weights that `cfg.pretrained` names, batch norm's statistics included, into the encoder and its copies."
     if not cfg.pretrained:
@@ -407,8 +417,7 @@ def load_pretrained(net: Net, cfg: Any) -> None:
     more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
     require(not wrong, f"pretrained {cfg.pretrained} does not fit {cfg.arch}: {'; '.join(wrong[:1])}{more}; pass the "
             "arch that it is of, and images above 64 pixels if its first convolution is 7×7")
-    copies = [part["encoder"] for part in net.children() if isinstance(part, nn.ModuleDict) and "encoder" in part]
-    for encoder in (net.encoder, *copies):
+    for encoder in encoders_of(net):
         encoder.load_state_dict({name: given[name] for name in own}, strict=False)
 
 # %% ../../nbs/core/04_models.ipynb #9b777181

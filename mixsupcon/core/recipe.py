@@ -355,7 +355,7 @@ def probe_rate(probe: LinearProbe, lr: float, epoch: int, step: int = 0, steps: 
     top = half_cosine(lr, probe.probe_decay**3, probe.probe_warmup, probe.probe_epochs)
     return 1e-5 + climb((epoch - 1)*steps + step, probe.probe_warmup*steps, "first")*(top - 1e-5)
 
-# %% ../../nbs/core/05_recipe.ipynb #91bfdd8b
+# %% ../../nbs/core/05_recipe.ipynb #6e53a7ac
 @dataclass(frozen=True)
 class Machine:
     "Where a run is computed."
@@ -363,7 +363,8 @@ class Machine:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"   # of the networks; auto: bfloat16 on a GPU
     compile: Literal["off", "on"] = "off"   # torch.compile the encoder
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
-    free, aside = ("save_seconds",), ("device", "precision", "compile")
+    devices: whole(1, 10**4) = 1   # processes on this machine that share each batch; a GPU each, or cores
+    free, aside, added = ("save_seconds", "devices"), ("device", "precision", "compile"), dict(devices=1)
 
 # %% ../../nbs/core/05_recipe.ipynb #47fe84c0
 @dataclass(frozen=True)

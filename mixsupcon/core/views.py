@@ -308,14 +308,16 @@ def pad_and_crop(x: "torch.Tensor", gen: "torch.Generator", mean: tuple, std: tu
     framed = torch.nn.functional.pad(x/255., (pad,)*4)
     return normalise(resized_crop(framed, boxes, side, mirrored), mean, std)
 
-# %% ../../nbs/core/03_views.ipynb #36fac2d3
+# %% ../../nbs/core/03_views.ipynb #b03ad6b1
 def random_view(cfg: Any, x: "torch.Tensor", gen: "torch.Generator", mean: tuple, std: tuple,
-                scale: tuple | None = None, out: int | None = None) -> "torch.Tensor":
-    "A random view of each uint8 image by the options `cfg`; `scale` and `out` are those of small crops."
+                scale: tuple | None = None, out: int | None = None, share: tuple | None = None) -> "torch.Tensor":
+    "A random view of each uint8 image by the options `cfg`, small crops by `scale` and `out`; `x` may be a `share`."
     low, top = scale or (cfg.crop_min, 1.)
-    draw = draw_views(len(x), x.shape[-2:], gen, low, cfg.flip, cfg.jitter, cfg.gray, top, cfg.blur,
+    n, rows = share or (len(x), slice(None))   # `x` are these rows of n images, whose views are drawn together
+    draw = draw_views(n, x.shape[-2:], gen, low, cfg.flip, cfg.jitter, cfg.gray, top, cfg.blur,
                       cfg.jitter_prob, cfg.hue_share)
     if cfg.crop == "shift" and not scale:
-        draw, out = draw._replace(boxes=shift_boxes(len(x), x.shape[-1], gen)), out or x.shape[-1]
+        draw, out = draw._replace(boxes=shift_boxes(n, x.shape[-1], gen)), out or x.shape[-1]
         x = reflected(x)
+    draw = Draw(*(drawn[rows] for drawn in draw))
     return views(x, draw, mean, std, out, cfg.colour_first == "yes", cfg.gray_first == "yes")

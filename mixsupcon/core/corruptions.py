@@ -95,7 +95,7 @@ def motion_blur(x: "torch.Tensor", gen: "torch.Generator", radius: float, sd: fl
     "Motion under a random angle of up to 45 degrees."
     return moved_blur(x, 90*torch.rand(len(x), generator=gen) - 45, radius, sd)
 
-# %% ../../nbs/core/17_corruptions.ipynb #d78d3ce1
+# %% ../../nbs/core/17_corruptions.ipynb #b5ae1ce3
 def enlarged(x: "torch.Tensor", zoom: float) -> "torch.Tensor":
     "The middle of images, enlarged to their size."
     high, wide = x.shape[-2:]
@@ -108,7 +108,8 @@ def enlarged(x: "torch.Tensor", zoom: float) -> "torch.Tensor":
 
 def zoom_blur(x: "torch.Tensor", gen: "torch.Generator", steps: int) -> "torch.Tensor":
     "The mean of the image and of `steps` enlargements, each by a hundredth more."
-    return (x + sum(enlarged(x, 1 + step/100) for step in range(steps)))/(steps + 1)
+    hundredth = 1.01 - 1   # as `numpy.arange` counts, which decides where sides are rounded
+    return (x + sum(enlarged(x, 1 + step*hundredth) for step in range(steps)))/(steps + 1)
 
 # %% ../../nbs/core/17_corruptions.ipynb #d477b4ff
 def plasma(n: int, size: int, decay: float, gen: "torch.Generator") -> "torch.Tensor":

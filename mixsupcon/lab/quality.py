@@ -6,10 +6,11 @@
 __all__ = ['pd', 'BINS', 'WRONG', 'FEW', 'DRAWS', 'LOOKED_AT', 'PANELS', 'reliability', 'calibration_error',
            'negative_log_likelihood', 'brier', 'calibration_rows', 'wrong_labels', 'probes_of', 'noisy_probes',
            'few_rows', 'logistic_accuracy', 'few_label_accuracies', 'corrupted_accuracies', 'corruption_mean',
-           'heads_of', 'classifier_quality', 'quality_rows', 'measure_quality', 'quality_of', 'corruption_table',
-           'joined_bins', 'curves_of', 'draw_panel', 'draw_qualities', 'draw_quality', 'draw_corruptions']
+           'heads_of', 'classifier_quality', 'quality_rows', 'measure_quality', 'quality_of', 'quality_of_runs',
+           'quality_table', 'corruption_table', 'joined_bins', 'curves_of', 'draw_panel', 'draw_qualities',
+           'draw_quality', 'draw_corruptions']
 
-# %% ../../nbs/lab/14_quality.ipynb #2e629cc9
+# %% ../../nbs/lab/14_quality.ipynb #9900b75f
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,15 @@ import torch
 from torch.nn import functional as F
 
 from ..core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ..core.options import Lazy, stream
+from ..core.options import Lazy, Refusal, stream
 from ..core.recipe import OPTIMIZERS, protocol_of
 from .data import rank_in_class
 from .evaluate import (
     PROBE_VIEWS, Trained, accuracy, fresh_layer, linear_of, probe_epoch, probe_settings, record, require_labels)
+from .experiment import data_of
 from .figures import STYLE, panels, percent_axis, printable, row_style, save_figure
 from .progress import report
-from .runs import cached, read_later, stamp
+from .runs import RunError, cached, read_later, stamp
 
 pd = Lazy("pandas")
 
@@ -183,6 +185,25 @@ def quality_of(trained: Trained) -> dict:
     "The quality of a run beside accuracy: read if the folder has it, else measured and written with a seal."
     cached(trained.folder, "quality", lambda: stamp(measure_quality(trained)))
     return read_later(trained.folder, "quality")
+
+# %% ../../nbs/lab/14_quality.ipynb #08696349
+def quality_of_runs(folders: list[Path]) -> dict:
+    "The quality of runs by their folders' names. Refusals are raised after the others have been measured."
+    results, refusals = {}, []
+    for folder in folders:
+        try:
+            results[folder.name] = quality_of(Trained(folder, data_of(folder)))
+        except Refusal as error:
+            refusals.append(f"{folder.name}: {error}")
+    if refusals:
+        raise RunError("; ".join(refusals))
+    return results
+
+def quality_table(results: dict) -> "pd.DataFrame":
+    "A row per number, a column per run of `{name: result}`."
+    columns = {name: {(row["protocol"], row["metric"]): row["value"] for row in result["rows"]}
+               for name, result in results.items()}
+    return pd.DataFrame(columns).rename_axis(["protocol", "metric"]).reset_index()
 
 # %% ../../nbs/lab/14_quality.ipynb #3a570410
 def corruption_table(result: dict, classifier: str = "") -> "pd.DataFrame":

@@ -111,22 +111,20 @@ def zoom_blur(x: "torch.Tensor", gen: "torch.Generator", steps: int) -> "torch.T
     hundredth = 1.01 - 1   # as `numpy.arange` counts, which decides where sides are rounded
     return (x + sum(enlarged(x, 1 + step*hundredth) for step in range(steps)))/(steps + 1)
 
-# %% ../../nbs/core/17_corruptions.ipynb #d477b4ff
+# %% ../../nbs/core/17_corruptions.ipynb #549d8ca3
 def plasma(n: int, size: int, decay: float, gen: "torch.Generator") -> "torch.Tensor":
     "`n` random landscapes (n, 1, size, size) from 0 to 1; the larger `decay`, the smoother."
-    step = side = 2**math.ceil(math.log2(size))
-    land, height = torch.zeros(n, side, side), 1.
-    def middle(a, b, *shifts):
-        return (a + a.roll(1, shifts[0]) + b + b.roll(-1, shifts[1]))/4 + height*(2*torch.rand(a.shape, generator=gen) - 1)
+    step = 2**math.ceil(math.log2(size))
+    land, height = torch.zeros(n, step, step), 1.
+    def middle(*corners):
+        return sum(corners)/4 + height*(2*torch.rand(corners[0].shape, generator=gen) - 1)
     while step > 1:
-        half = step//2
-        corners = land[:, ::step, ::step]
-        below = corners.roll(-1, 1)
-        centres = (corners + below + corners.roll(-1, 2) + below.roll(-1, 2))/4
-        centres = centres + height*(2*torch.rand(centres.shape, generator=gen) - 1)
-        land[:, half::step, half::step] = centres
-        land[:, ::step, half::step] = middle(centres, corners, 1, 2)
-        land[:, half::step, ::step] = middle(centres, corners, 2, 1)
+        half, old = step//2, land[:, ::step, ::step]
+        below = old.roll(-1, 1)
+        new = middle(old, old.roll(-1, 2), below, below.roll(-1, 2))
+        land[:, half::step, half::step] = new
+        land[:, ::step, half::step] = middle(old, old.roll(-1, 2), new, new.roll(1, 1))
+        land[:, half::step, ::step] = middle(old, below, new, new.roll(1, 2))
         step, height = half, height/decay**2
     low, high = land.amin((1, 2), keepdim=True), land.amax((1, 2), keepdim=True)
     return ((land - low)/(high - low))[:, None, :size, :size]

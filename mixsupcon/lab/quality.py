@@ -186,7 +186,7 @@ def quality_of(trained: Trained) -> dict:
     cached(trained.folder, "quality", lambda: stamp(measure_quality(trained)))
     return read_later(trained.folder, "quality")
 
-# %% ../../nbs/lab/14_quality.ipynb #08696349
+# %% ../../nbs/lab/14_quality.ipynb #b9023ae0
 def quality_of_runs(folders: list[Path]) -> dict:
     "The quality of runs by their folders' names. Refusals are raised after the others have been measured."
     results, refusals = {}, []
@@ -203,7 +203,9 @@ def quality_table(results: dict) -> "pd.DataFrame":
     "A row per number, a column per run of `{name: result}`."
     columns = {name: {(row["protocol"], row["metric"]): row["value"] for row in result["rows"]}
                for name, result in results.items()}
-    return pd.DataFrame(columns).rename_axis(["protocol", "metric"]).reset_index()
+    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    index = pd.MultiIndex.from_tuples(keys, names=["protocol", "metric"])
+    return pd.DataFrame(columns, index=index).reset_index()
 
 # %% ../../nbs/lab/14_quality.ipynb #3a570410
 def corruption_table(result: dict, classifier: str = "") -> "pd.DataFrame":
@@ -272,14 +274,15 @@ def draw_quality(folder: Path, path: Path | None = None, source: str | None = No
     names = {"linear probe": ""} | {"own classifier": other for other in others}
     return draw_qualities({name: curves_of([result], classifier) for name, classifier in names.items()}, path, source)
 
-# %% ../../nbs/lab/14_quality.ipynb #a4bd9ee1
+# %% ../../nbs/lab/14_quality.ipynb #4ca718c0
 @plt.rc_context(STYLE)
 def draw_corruptions(results: dict, path: Path | None = None) -> plt.Figure:
     "Mean accuracy under each corruption of several runs `{name: results of its seeds}`."
     fig, axes = panels(1, 1, 4.6, 3.4)
     for i, (name, seeds) in enumerate(zip(printable([*results], 40), results.values())):
         mean = sum(corruption_table(result)["mean"] for result in seeds)/len(seeds)
-        axes[0, 0].plot(mean, range(len(mean)), **row_style(i) | dict(linestyle="", marker="o"), markersize=5, label=name)
+        style = row_style(i) | dict(linestyle="", marker="o", markersize=5)
+        axes[0, 0].plot(mean, range(len(mean)), label=name, **style)
     axes[0, 0].set_yticks(range(len(CORRUPTIONS)), [*CORRUPTIONS])
     axes[0, 0].set(xlabel="accuracy of the probe (%), mean over severities")
     axes[0, 0].invert_yaxis()

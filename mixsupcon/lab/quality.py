@@ -245,7 +245,7 @@ def draw_panel(ax: plt.Axes, curve: list, factor: float, style: dict) -> None:
     "Draw a curve of points (x, y) in per cent; a third number is the share of all images that a marker's area shows."
     x, y, *share = np.array(curve or np.empty((0, 2))).T
     ax.plot(factor*x, 100*y, **style | dict(marker="" if share else "o"), markersize=3)
-    ax.scatter(factor*x, 100*y, 300*share[0] if share else 0, color=style["color"], linewidths=0)
+    ax.scatter(factor*x, 100*y, 150*share[0] if share else 0, color=style["color"], linewidths=0)
 
 @plt.rc_context(STYLE)
 def draw_qualities(curves: dict, path: Path | None = None, source: str | None = None) -> plt.Figure:

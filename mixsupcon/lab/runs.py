@@ -503,7 +503,7 @@ def stamp(result: dict) -> dict:
     return result | dict(seal=digest(to_json(result, "a result").encode()))
 
 def read_later(folder: Path, name: str) -> dict | None:
-    "A result measured after a run was sealed, if it is as it was written, of the run's weights; None where there is none."
+    "A result measured after a run was sealed, as it was written and of the run's weights; None where there is none."
     path = folder/f"{name}.json"
     if not path.exists():
         return None

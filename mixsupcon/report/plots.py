@@ -317,7 +317,8 @@ SPREADS = {   # kind → what its bars, bands or brackets mean, for the caption
     "heat map": "in brackets: 95 % intervals over seeds",
     "scatter": "bars: ± standard deviation over seeds",
     "learning": "bands: ± standard deviation over seeds"}
-EACH_DATA = "scatter", "learning", "confusion", "t-SNE", "masks", "quality", "corruptions"   # drawn once for each data set
+EACH_DATA = (   # kinds that are drawn once for each data set
+    "scatter", "learning", "confusion", "t-SNE", "masks", "quality", "corruptions")
 
 # %% ../../nbs/report/03_plots.ipynb #a99f9fd8
 def draw_figure(figure: Any, study: Any, table: "pd.DataFrame", runs: "pd.DataFrame") -> plt.Figure:

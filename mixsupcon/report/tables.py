@@ -69,7 +69,7 @@ def embedding_table(folders: dict[str, Path], results: dict) -> "pd.DataFrame":
     return pd.DataFrame([dict(panel=name, run=folders[name].name) | {column: result[column] for column in columns}
                          for name, result in results.items()])
 
-# %% ../../nbs/report/02_tables.ipynb #1ef827dd
+# %% ../../nbs/report/02_tables.ipynb #7d1c9a02
 QUALITY = {   # what is measured of finished runs when it is asked for: column → protocol, metric, selection
     "calibration error": ("probe", "calibration_error", "last"),
     "log-likelihood": ("probe", "nll", "last"),
@@ -81,6 +81,8 @@ QUALITY = {   # what is measured of finished runs when it is asked for: column �
     "own log-likelihood": ("own_head", "nll", "last"),
     "own Brier": ("own_head", "brier", "last"),
     "own corrupted": ("own_head", "corrupted_accuracy", "last")}
+
+# %% ../../nbs/report/02_tables.ipynb #1ef827dd
 NUMBERS = {   # column → protocol, metric, selection
     "linear": ("probe", "accuracy", "last"),
     "best test": ("probe", "accuracy", "best_test"),

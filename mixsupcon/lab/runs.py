@@ -9,9 +9,9 @@ __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json',
            'set_aside', 'load_checkpoint', 'safe_name', 'last_folder', 'data_name', 'runs_root', 'run_folder',
            'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'same_numbers', 'in_todays_terms',
            'same_code', 'code_changes', 'check_same', 'open_run', 'read_config', 'cached', 'result_names',
-           'file_digest', 'read_rows', 'require_own_identity', 'gather', 'compare', 'check_seal', 'seal', 'fault',
-           'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder', 'find_run',
-           'require_own_folder', 'delete_run']
+           'file_digest', 'read_rows', 'require_own_identity', 'gather', 'compare', 'check_seal', 'seal', 'stamp',
+           'read_later', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder',
+           'find_run', 'require_own_folder', 'delete_run']
 
 # %% ../../nbs/lab/01_runs.ipynb #a8a5712f
 import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
@@ -496,6 +496,22 @@ def seal(folder: Path, names: list = None) -> dict:
     sealed = check_seal(folder)
     compare(folder, sealed, now)
     return sealed
+
+# %% ../../nbs/lab/01_runs.ipynb #b6d90b84
+def stamp(result: dict) -> dict:
+    "A result with the digest of all that it says."
+    return result | dict(seal=digest(to_json(result, "a result").encode()))
+
+def read_later(folder: Path, name: str) -> dict | None:
+    "A result measured after a run was sealed, as it was written and of the run's weights; None where there is none."
+    path = folder/f"{name}.json"
+    if not path.exists():
+        return None
+    result = read_json(path, dict)
+    if stamp({key: value for key, value in result.items() if key != "seal"}) != result:
+        raise RunError(f"{path} has been changed since it was written: delete it and measure again")
+    read_rows(path, read_json(folder/"training.json", dict).get("net"))
+    return result
 
 # %% ../../nbs/lab/01_runs.ipynb #30584042
 def fault(folder: Path, done: str = "metrics.json") -> str:

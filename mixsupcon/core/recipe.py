@@ -355,7 +355,7 @@ def probe_rate(probe: LinearProbe, lr: float, epoch: int, step: int = 0, steps: 
     top = half_cosine(lr, probe.probe_decay**3, probe.probe_warmup, probe.probe_epochs)
     return 1e-5 + climb((epoch - 1)*steps + step, probe.probe_warmup*steps, "first")*(top - 1e-5)
 
-# %% ../../nbs/core/05_recipe.ipynb #91bfdd8b
+# %% ../../nbs/core/05_recipe.ipynb #d53e4c58
 @dataclass(frozen=True)
 class Machine:
     "Where a run is computed."
@@ -363,7 +363,10 @@ class Machine:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"   # of the networks; auto: bfloat16 on a GPU
     compile: Literal["off", "on"] = "off"   # torch.compile the encoder
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
-    free, aside = ("save_seconds",), ("device", "precision", "compile")
+    memory_gb: real(0, 10**6) = 0.   # for images; what takes more is read at each step; 0: half of what is free
+    pack: Literal["off", "on"] = "off"   # on: images read from the disk at each step are stored decoded
+    free, aside = ("save_seconds", "memory_gb", "pack"), ("device", "precision", "compile")
+    added = dict(memory_gb=0., pack="off")
 
 # %% ../../nbs/core/05_recipe.ipynb #47fe84c0
 @dataclass(frozen=True)

@@ -126,40 +126,44 @@ def readers() -> int:
     "How many threads read: one for each core that the process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/lab/12_streaming.ipynb #55bcfadd
-def read_block(files: Files, rows: range, pool: ThreadPoolExecutor) -> tuple[torch.Tensor, dict]:
-    "The squares of some files, and what is known of them as tensors; files that cannot be read are named there."
-    x, bad = torch.zeros(len(rows), *files.shape, dtype=torch.uint8), {}
+# %% ../../nbs/lab/12_streaming.ipynb #a2221b9c
+def read_block(files: Files, rows: range, x: torch.Tensor, pool: ThreadPoolExecutor) -> dict:
+    "Put the squares of some files into `x`; what is known of them, as tensors: files that cannot be read are named."
+    bad = {}
     def look(i: int) -> Seen | None:
         row = rows[i]
         return attempt(lambda path: look_at(path, files.prepares[row], files.image_size, x, i), files.paths[row], bad)
     seen = [one or Seen(bytes(16), bytes(16), (0, 0)) for one in pool.map(look, range(len(rows)))]
     digests = [torch.tensor([[*one[k]] for one in seen], dtype=torch.uint8) for k in (0, 1)]
     sizes, named = torch.tensor([one.size for one in seen]), torch.tensor([*json.dumps(bad).encode()])
-    return x, dict(files=digests[0], pixels=digests[1], sizes=sizes, bad=named, counts=pixel_counts(x[sizes[:, 0] > 0]))
+    counts = sum(pixel_counts(image[None]) for image, (high, _) in zip(x, sizes) if high)
+    return dict(files=digests[0], pixels=digests[1], sizes=sizes, bad=named, counts=counts + torch.zeros(3, 256).long())
 
-# %% ../../nbs/lab/12_streaming.ipynb #cc4474e9
-def known_block(files: Files, rows: range, folder: Path, known: dict, pool: ThreadPoolExecutor, pack: bool) -> tuple:
-    "The name of a block in `folder` and what is known of it, read from there or from its files."
+# %% ../../nbs/lab/12_streaming.ipynb #5cd81319
+def known_block(files: Files, rows: range, x: torch.Tensor, folder: Path, known: dict, pool: ThreadPoolExecutor,
+                pack: bool) -> tuple:
+    "The name of a block in `folder` and what is known of it, from there or from its files, whose squares go into `x`."
     name = block_name(files, rows)
     packed = not pack or (folder/f"{name}.pixels").exists()
     if seen := load_store([known[name]] if packed and name in known else []):
         return name, seen
-    x, seen = read_block(files, rows, pool)
+    seen = read_block(files, rows, x, pool)
     if pack:
         write(folder/f"{name}.pixels", memoryview(x.numpy()).cast("B"))
     data = save(seen)
     write(folder/f"{name}-{digest(data)}.safetensors", data)
     return name, seen
 
-# %% ../../nbs/lab/12_streaming.ipynb #3cf4d09b
+# %% ../../nbs/lab/12_streaming.ipynb #256a18a5
 def survey(files: Files, folder: Path, pack: bool = False, left_out: dict | None = None) -> dict:
     "What is known of all files, as far as possible from `folder`; files that cannot be read join `left_out`."
     clear_leftovers(folder)
-    known, found = {path.name[:16]: path for path in folder.glob("*.safetensors")}, {}
+    known, found, blocks = {path.name[:16]: path for path in folder.glob("*.safetensors")}, {}, blocks_of(files)
+    room = torch.zeros(max(stop - start for start, stop in blocks), *files.shape, dtype=torch.uint8)   # for one block
     with ThreadPoolExecutor(readers()) as pool:
-        for start, stop in blocks_of(files):
-            name, found[start] = known_block(files, range(start, stop), folder, known, pool, pack)
+        for start, stop in blocks:
+            name, found[start] = known_block(
+                files, range(start, stop), room[:stop - start], folder, known, pool, pack)
             found[start]["name"] = name
             if name not in known:
                 write_terminal(f"reading each image once: {stop:,} of {len(files.paths):,}", stay=False)

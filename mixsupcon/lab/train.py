@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['evaluation', 'streaming', 'compute_loss', 'device_of', 'resolve_device', 'net_for', 'own_rates', 'optimizer_for',
            'Learner', 'view_kinds', 'step_views', 'momentum_at', 'update_weights', 'NonFinite', 'Collapsed',
-           'images_to_learn', 'batches_of', 'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of',
+           'images_to_learn', 'batches_of', 'train_epoch', 'check_spread', 'resume', 'finish', 'progress_of', 'Saves',
            'clusters_of', 'fill_clusters', 'judge_classifier', 'train', 'training_code', 'check_code', 'check_sizes',
            'check_classes', 'pretrain', 'load_net', 'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #00e03b33
+# %% ../../nbs/lab/03_train.ipynb #1ba6246c
 import math, time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -180,14 +181,16 @@ def batches_of(cfg: Config, n: int, epoch: int) -> list:
                           "pass a smaller batch_size, or last_batch keep")
     return torch.randperm(n, generator=stream(cfg.seed, "order", epoch))[:sum(sizes)].split(sizes)
 
-# %% ../../nbs/lab/03_train.ipynb #0ba2d10f
-def train_epoch(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, epoch: int) -> dict:
+# %% ../../nbs/lab/03_train.ipynb #c881b681
+def train_epoch(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor, data: Dataset, epoch: int,
+                begun: Mapping | None = None, after_step: Callable | None = None) -> dict:
     "Pass once over the images; the mean loss, and how spread the outputs of the last step were."
     learner.net.train()
-    order = batches_of(cfg, len(x), epoch)
+    order, (done, total) = batches_of(cfg, len(x), epoch), (begun["step"], begun["total"]) if begun else (0, 0.)
     batches, first = [rows.to(x.device) for rows in order], (epoch - 1)*len(order)
-    total, every = torch.zeros((), device=x.device), 1 if x.device.type == "cpu" else 50
-    for i, (rows, images) in enumerate(zip(batches, streaming.step_images(cfg, x, order, view_kinds(cfg), first))):
+    total, every = torch.tensor(total, device=x.device), 1 if x.device.type == "cpu" else 50
+    read = streaming.step_images(cfg, x, order[done:], view_kinds(cfg), first + done)
+    for i, (rows, images) in enumerate(zip(batches[done:], read), done):
         number = first + i
         lr = learning_rate(cfg, epoch, i, len(batches))
         step = compute_loss(cfg, learner, images, y[rows], data, number, epoch, rows)
@@ -199,6 +202,8 @@ def train_epoch(cfg: Config, learner: Learner, x: torch.Tensor, y: torch.Tensor,
         learner.optimizer.zero_grad()
         step.loss.backward()
         update_weights(cfg, learner, lr, number, cfg.epochs*len(batches), step.new_keys)
+        if after_step and i + 1 < len(batches):
+            after_step(i + 1, total)
     return dict(loss=total.item()/sum(map(len, batches)), **check_spread(step.spread, epoch))
 
 # %% ../../nbs/lab/03_train.ipynb #96ee5251
@@ -245,6 +250,28 @@ def progress_of(cfg: Config, n: int, rows: list) -> Progress:
     steps = len(batches_of(cfg, n, 1)) if len(rows) < cfg.epochs else 1
     return Progress(Pace(cfg.epochs, steps, len(rows)), cfg.goal.views*n, [row["loss"] for row in rows])
 
+# %% ../../nbs/lab/03_train.ipynb #798fb86f
+class Saves:
+    "The checkpoints of a training: at the end of epochs, and within an epoch that takes longer than `save_seconds`."
+
+    def __init__(self, cfg: Config, learner: Learner, folder: Path, run: str):
+        self.cfg, self.learner, self.folder, self.run, self.last = cfg, learner, folder, run, time.monotonic()
+
+    def due(self, since: float = 0.) -> bool:
+        "Whether `save_seconds` are over since the last checkpoint, and since that time."
+        return time.monotonic() - max(self.last, since) >= self.cfg.save_seconds
+
+    def save(self, epoch: int, **state) -> None:
+        "Write the state after an epoch."
+        save_checkpoint(self.folder, epoch, self.learner.tensors(), dict(identity=self.run, **state))
+        self.last = time.monotonic()
+
+    def save_within(self, epoch: int, start: float, step: int, total: torch.Tensor) -> None:
+        "Write the state after a step of an epoch, if that is due."
+        if self.cfg.save_seconds and self.due(start):
+            self.save(epoch - 1, within=dict(step=step, total=total.item(), passes=self.learner.net.passes,
+                                             seconds=time.monotonic() - start))
+
 # %% ../../nbs/lab/03_train.ipynb #0c0ee675
 def clusters_of(cfg: Config) -> int:
     "How many clusters of images a run learns beside its network; 0 if none."
@@ -268,24 +295,27 @@ def judge_classifier(cfg: Config, net: torch.nn.Module, data: Dataset, epoch: in
         return {}
     return dict(accuracy=evaluation.classifier_accuracy(net, data, device_of(cfg)))
 
-# %% ../../nbs/lab/03_train.ipynb #fd83cf1d
+# %% ../../nbs/lab/03_train.ipynb #463e8e35
 def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) -> tuple:
     "Train to the last epoch, logging each and saving checkpoints; the totals and the last loss."
     device = next(learner.net.parameters()).device
     x, y = (streaming.place(part, device) for part in images_to_learn(cfg, data))
     state = resume(learner, folder, run)
     done, totals = state["epoch"], {name: state["log"][name] for name in ("passes", "seconds")}
-    if not done and clusters_of(cfg):
+    begun = state.get("within")   # of the epoch after them
+    if not done and not begun and clusters_of(cfg):
         fill_clusters(cfg, learner.net, x, data)
-    rows, saved = rewind(folder, done, state["log"] if done else None), time.monotonic()
-    if done:
-        report(f"resuming after epoch {done}")
+    rows, saves = rewind(folder, done, state["log"] if done else None), Saves(cfg, learner, folder, run)
+    if done or begun:
+        report(f"resuming after step {begun['step']} of epoch {done + 1}" if begun else f"resuming after epoch {done}")
     trackers = Trackers(cfg, folder.name, run, rows)
     with show_progress(progress_of(cfg, len(x), rows)) as progress, closing(trackers):
         for epoch in range(done + 1, cfg.epochs + 1):
             progress.begin(epoch)
-            start, learner.net.passes = time.monotonic(), 0
-            row = train_epoch(cfg, learner, x, y, data, epoch)
+            spent, learner.net.passes = (begun["seconds"], begun["passes"]) if begun else (0, 0)
+            start = time.monotonic() - spent
+            row = train_epoch(cfg, learner, x, y, data, epoch, begun, partial(saves.save_within, epoch, start))
+            begun = None
             seconds, lr = time.monotonic() - start, learner.optimizer.param_groups[0]["lr"]
             row |= judge_classifier(cfg, learner.net, data, epoch)
             rows.append(dict(epoch=epoch, lr=lr, seconds=seconds, passes=learner.net.passes, **row))
@@ -293,10 +323,9 @@ def train(cfg: Config, learner: Learner, folder: Path, data: Dataset, run: str) 
             trackers.call_all("log", rows[-1])
             totals = dict(passes=totals["passes"] + learner.net.passes, seconds=totals["seconds"] + seconds)
             progress.end(row["loss"], seconds)
-            due = time.monotonic() - saved >= cfg.save_seconds and epoch < cfg.epochs
-            if due or progress.stopping:
-                save_checkpoint(folder, epoch, learner.tensors(), dict(identity=run))
-                progress.saved, saved = epoch, time.monotonic()
+            if saves.due() and epoch < cfg.epochs or progress.stopping:
+                saves.save(epoch)
+                progress.saved = epoch
             progress.stop_if_asked()
     return totals, rows[-1]["loss"] if rows else None
 

@@ -50,7 +50,8 @@ def theirs(root, workers):
         v2.RandomApply([v2.ColorJitter(.4, .4, .4, .1)], p=.8), v2.RandomGrayscale(.2),
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((.485, .456, .406), (.229, .224, .225))])
     images = torchvision.datasets.ImageFolder(root/"photos", lambda image: (view(image), view(image)))
-    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader = torch.utils.data.DataLoader(
+        images, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     def epoch(number):
         return sum(len(views[0]) for views, _ in loader)
     return epoch
@@ -59,7 +60,7 @@ def theirs(root, workers):
 def ours(root, **given):
     "Our views of the same photographs."
     cfg = configure("simclr", dataset="folder", data_dir=str(root/"photos"), image_size=224, batch_size=BATCH,
-                    test_share=.02, normalise="imagenet", crop_min=.08, jitter=.4, hue_share=.25, gray=.2, blur=0.,
+                    test_share=.1, normalise="imagenet", crop_min=.08, jitter=.4, hue_share=.25, gray=.2, blur=0.,
                     memory_gb=1e-3, **given)
     read = data.load_data(cfg)
     def epoch(number):
@@ -90,9 +91,10 @@ def measure(rounds, n, workers):
     ratios = {name: median(a/b for a, b in zip(speeds[name], speeds["torchvision"])) for name in sides}
     print(json.dumps(dict(
         images_a_second={name: round(median(row), 1) for name, row in speeds.items()},
-        ratio_to_torchvision={name: round(ratio, 2) for name, ratio in ratios.items()}, rounds=rounds, images=n,
-        clock="wall" if workers else "CPU", batch=BATCH, cores=len(os.sched_getaffinity(0)), torch=torch.__version__, torchvision=torchvision.__version__)))
+        ratio_to_torchvision={name: round(ratio, 2) for name, ratio in ratios.items()},
+        clock="wall" if workers else "CPU", rounds=rounds, images=n, batch=BATCH, torch=torch.__version__,
+        torchvision=torchvision.__version__, cores=len(os.sched_getaffinity(0)))))
 
 
 if __name__ == "__main__":
-    measure(*(int(word) for word in sys.argv[1:] or ("5", "256", "2")))
+    measure(*map(int, sys.argv[1:] or ("5", "256", "2")))

@@ -1692,6 +1692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.draw_crops': ( 'lab/streaming.html#draw_crops',
                                                                                  'mixsupcon/lab/streaming.py'),
+                                         'mixsupcon.lab.streaming.finish': ('lab/streaming.html#finish', 'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.free_memory': ( 'lab/streaming.html#free_memory',
                                                                                   'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.in_advance': ( 'lab/streaming.html#in_advance',

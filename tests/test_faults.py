@@ -205,10 +205,6 @@ def test_a_file_that_is_no_image_is_named(images, image):
     assert "1.png cannot be decoded" in sentence and "-p bad_images skip" in sentence
 
 
-def test_more_images_than_memory_are_refused():
-    assert "this machine has" in refused(data.check_memory, 10**10, (3, 224, 224))
-
-
 # Writing
 
 

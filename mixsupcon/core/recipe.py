@@ -355,7 +355,7 @@ def probe_rate(probe: LinearProbe, lr: float, epoch: int, step: int = 0, steps: 
     top = half_cosine(lr, probe.probe_decay**3, probe.probe_warmup, probe.probe_epochs)
     return 1e-5 + climb((epoch - 1)*steps + step, probe.probe_warmup*steps, "first")*(top - 1e-5)
 
-# %% ../../nbs/core/05_recipe.ipynb #6e53a7ac
+# %% ../../nbs/core/05_recipe.ipynb #2f871bbb
 @dataclass(frozen=True)
 class Machine:
     "Where a run is computed."
@@ -364,7 +364,10 @@ class Machine:
     compile: Literal["off", "on"] = "off"   # torch.compile the encoder
     save_seconds: real(0, 10**9) = 60.   # time between checkpoints
     devices: whole(1, 10**4) = 1   # processes on this machine that share each batch; a GPU each, or cores
-    free, aside, added = ("save_seconds", "devices"), ("device", "precision", "compile"), dict(devices=1)
+    memory_gb: real(0, 10**6) = 0.   # for images; what takes more is read at each step; 0: half of what is free
+    pack: Literal["off", "on"] = "off"   # on: images read from the disk at each step are stored decoded
+    free, aside = ("save_seconds", "devices", "memory_gb", "pack"), ("device", "precision", "compile")
+    added = dict(devices=1, memory_gb=0., pack="off")
 
 # %% ../../nbs/core/05_recipe.ipynb #47fe84c0
 @dataclass(frozen=True)

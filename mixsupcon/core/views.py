@@ -18,7 +18,7 @@ from .options import Lazy, Share, YesNo, real, require
 
 torch = Lazy("torch")
 
-# %% ../../nbs/core/03_views.ipynb #6031bbd8
+# %% ../../nbs/core/03_views.ipynb #fcb48fe1
 @dataclass(frozen=True)
 class Views:
     "How random views of an image are drawn."
@@ -31,13 +31,15 @@ class Views:
     blur: Share = 0.                   # probability of Gaussian blur
     colour_first: YesNo = "no"         # jitter and gray before the crop, as the W-MSE authors do
     gray_first: YesNo = "no"           # gray before jitter, as in MoCo v1
-    crop: Literal["resized", "shift"] = "resized"   # a resized crop; or a shift by up to 4 pixels, the border reflected
+    crop: Literal["resized", "shift", "full"] = "resized"   # a crop; full: of the photograph; shift: by up to 4 pixels
     added = dict(crop="resized")
 
     def check(self, cfg: Any) -> None:
-        "Refuse a turn of hue by more than half the colour circle."
+        "Refuse a turn of hue by more than half the colour circle, and colours before a crop that comes first."
         turn = self.jitter*self.hue_share
         require(turn <= .5, f"jitter times hue_share is {turn:g}, but hue turns by at most .5: pass a lower hue_share")
+        require(self.crop != "full" or self.colour_first == "no",
+                "crop full cuts a photograph before anything else: leave colour_first out, or pass crop resized")
 
     def idle(self, cfg: Any) -> dict:
         "The options that change nothing without jitter or gray, or where images are shifted."
@@ -71,24 +73,24 @@ def on_device(tensors: list, device: "torch.device") -> list:
         return [t.to(device) for t in tensors]
     return unpacked(packed(tensors).pin_memory().to(device, non_blocking=True), tensors)
 
-# %% ../../nbs/core/03_views.ipynb #9f7046a7
-def middle_box(size: tuple, ratio: tuple) -> list:
-    "Height and width of the largest box in an image of `size` whose shape is within `ratio`."
-    high, wide = size
-    shape = min(max(wide/high, ratio[0]), ratio[1])
-    return [min(high, round(wide/shape)), min(wide, round(high*shape))]
+# %% ../../nbs/core/03_views.ipynb #2cd007a0
+def middle_box(size: tuple, ratio: tuple) -> tuple:
+    "Height and width of the largest box in images of `size`, two numbers or (N,) each, whose shape is within `ratio`."
+    high, wide = (torch.as_tensor(side, dtype=torch.float64) for side in size)
+    shape = (wide/high).clamp(*ratio)
+    return torch.minimum(high, (wide/shape).round()).float(), torch.minimum(wide, (high*shape).round()).float()
 
-# %% ../../nbs/core/03_views.ipynb #b2d814ad
+# %% ../../nbs/core/03_views.ipynb #f3ac2bf3
 def crop_boxes(n: int, size: tuple, scale: tuple, gen: "torch.Generator", ratio: tuple = (3/4, 4/3)) -> "torch.Tensor":
-    "`n` random boxes (top, left, height, width) in images of `size` (H, W); (N, 4)."
-    high, wide = size
-    area = high*wide*(scale[0] + (scale[1] - scale[0])*torch.rand(n, 10, generator=gen))
+    "`n` random boxes (top, left, height, width) in images of `size` (H, W), two numbers or (N,) each; (N, 4)."
+    high, wide = (torch.as_tensor(side) for side in size)
+    area = (high*wide)[..., None]*(scale[0] + (scale[1] - scale[0])*torch.rand(n, 10, generator=gen))
     low, top = map(math.log, ratio)
     shape = (low + (top - low)*torch.rand(n, 10, generator=gen)).exp()
     h, w = (area/shape).sqrt().round(), (area*shape).sqrt().round()
-    fits = (h >= 1) & (h <= high) & (w >= 1) & (w <= wide)
+    fits = (h >= 1) & (h <= high[..., None]) & (w >= 1) & (w <= wide[..., None])
     first, some = fits.int().argmax(1, keepdim=True), fits.any(1)
-    spare = torch.tensor(middle_box(size, ratio))
+    spare = middle_box(size, ratio)
     h, w = (torch.where(some, side.gather(1, first)[:, 0], s) for side, s in zip((h, w), spare))
     u = torch.where(some, torch.rand(2, n, generator=gen), .5)
     top, left = (u[0]*(high - h + some)).floor(), (u[1]*(wide - w + some)).floor()

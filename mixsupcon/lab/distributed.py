@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', 'gather', 'Gathered', 'Divided', 'Exchanged',
            'moments', 'merged', 'TogetherNorm', 'joined', 'join_norms', 'own_parts', 'sees_all', 'Processes', 'divide',
-           'Loss', 'Averaged', 'first', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start', 'work',
-           'await_ready', 'require_alive', 'explain', 'give_up', 'watch', 'started', 'join']
+           'Loss', 'Averaged', 'first', 'settle', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start',
+           'in_tensors', 'work', 'await_ready', 'require_alive', 'explain', 'give_up', 'watch', 'started', 'join']
 
-# %% ../../nbs/lab/13_distributed.ipynb #5e184d34
+# %% ../../nbs/lab/13_distributed.ipynb #f3afd1e7
 import atexit, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +29,7 @@ from ..core.models import Net, SplitNorm, encoders_of
 from ..core.options import PLUGINS, Config, Refusal, plugins_of, record, require
 from ..core.parts import in_words
 from ..core.step import Step
-from .data import Dataset
+from .data import Dataset, load_data
 from .extend import load_plugin
 from .progress import Progress
 from .runs import RunError
@@ -271,13 +271,16 @@ def first(function: Callable) -> Any:
         raise RunError(answer[1])
     return answer[0]
 
-# %% ../../nbs/lab/13_distributed.ipynb #fff51916
+# %% ../../nbs/lab/13_distributed.ipynb #dd4744e0
+def settle(net: Net) -> None:
+    "Make all of the network the same on all processes."
+    if world() > 1:
+        net.processes.settle()
+
 def end_epoch(net: Net, progress: Progress | None = None) -> bool:
     "After an epoch: all of the network is the same on all processes; whether the first one was asked to stop."
-    if world() == 1:
-        return False
-    net.processes.settle()
-    return first(lambda: progress.stopping)
+    settle(net)
+    return world() > 1 and first(lambda: progress.stopping)
 
 def in_turn(function: Callable) -> Any:
     "What `function` returns, which one process of each machine calls before its others: it may write files."
@@ -319,18 +322,23 @@ def start(cfg: Config, place: str, number: int) -> subprocess.Popen:
         return subprocess.Popen([*PYTHON, "-c", code, place, str(number)], stdin=subprocess.PIPE, stdout=said,
                                 stderr=said, env=env, start_new_session=True)
 
-# %% ../../nbs/lab/13_distributed.ipynb #c8e1457a
+# %% ../../nbs/lab/13_distributed.ipynb #e293f83c
+def in_tensors(data: Dataset) -> dict | None:
+    "The fields of a data set in memory; None where its images are read from the disk."
+    return data._replace(reading=None)._asdict() if torch.is_tensor(data.train_x) else None
+
 def work(place: str, number: int) -> None:
     "What a process does that `started` has started: train beside the first."
     Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
     try:
-        job = torch.load(f"{place}/job", mmap=True, weights_only=False)   # written by the first process
+        job = torch.load(f"{place}/job", mmap=True, weights_only=True)   # written by the first process
         for plugin in job["plugins"]:
             load_plugin(plugin)
         cfg = read(job["cfg"])
+        data = Dataset(**job["data"]) if job["data"] else load_data(cfg)
         Path(f"{place}/{number}.ready").touch()
         enter(cfg.device, number, init_method=f"file://{place}/store", rank=number, world_size=cfg.devices)
-        train_run(cfg, job["data"], job["folder"], job["run"])
+        train_run(cfg, data, Path(job["folder"]), job["run"])
         leave()
     except BaseException as error:
         print(in_words(error), file=sys.stderr, flush=True)
@@ -374,7 +382,7 @@ def watch(workers: list, device: str) -> None:
     if any(worker.poll() for worker in workers):
         give_up(device)
 
-# %% ../../nbs/lab/13_distributed.ipynb #7cca91a0
+# %% ../../nbs/lab/13_distributed.ipynb #bf115785
 @contextmanager
 def started(cfg: Config, data: Dataset, folder: Path, run: str) -> Iterator[None]:
     "The other processes of a run on this machine, as many as `devices` says; all end with what is done here."
@@ -385,7 +393,8 @@ def started(cfg: Config, data: Dataset, folder: Path, run: str) -> Iterator[None
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as place:
         plugins = [path for path in PLUGINS if plugins_of(cfg)]
-        torch.save(dict(cfg=record(cfg), plugins=plugins, data=data, folder=folder, run=run), f"{place}/job")
+        torch.save(dict(cfg=record(cfg), plugins=plugins, data=in_tensors(data), folder=str(folder), run=run),
+                   f"{place}/job")
         workers = [start(cfg, place, number) for number in range(1, cfg.devices)]
         try:
             await_ready(workers, place)

@@ -217,12 +217,13 @@ def flush_log(folder: Path) -> None:
     with suppress(FileNotFoundError), open(folder/"log.jsonl", "rb") as file:
         os.fsync(file.fileno())
 
-# %% ../../nbs/lab/01_runs.ipynb #670086b4
+# %% ../../nbs/lab/01_runs.ipynb #571116db
 def save_checkpoint(folder: Path, epoch: int, tensors: dict, state: dict) -> None:
-    "Write the state after `epoch`, with what the log says by then as `log`, beside the checkpoint before it."
+    "Write the state after `epoch`, or `within` the next, with the log by then as `log`, beside the one before."
     flush_log(folder)
     data = pack(tensors, state | dict(epoch=epoch, log=mark_log(read_log(folder))))
-    write(folder/f"checkpoint-{epoch:08d}-{digest(data)}.safetensors", data)
+    step = f".{state['within']['step']:08d}" if "within" in state else ""   # sorted behind the end of the epoch
+    write(folder/f"checkpoint-{epoch:08d}{step}-{digest(data)}.safetensors", data)
     for old in checkpoints(folder)[:-2]:
         with suppress(OSError):
             old.unlink()

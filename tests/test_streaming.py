@@ -226,7 +226,7 @@ import torch
 torch.set_num_threads(1)
 from mixsupcon.core.configure import configure
 from mixsupcon.lab import data, streaming
-ctypes.CDLL(None).mallopt(-8, 1)   # one arena: what malloc keeps for each new thread is not what is measured
+ctypes.CDLL(None).mallopt(-3, 2**17)   # large blocks go back at once: what malloc keeps is not what is measured
 root, streaming.BLOCK, peaks = Path(sys.argv[1]), 8*3*224*224, []
 data.project = lambda: root
 given = dict(dataset="folder", preset="digits", image_size=224, memory_gb=1e-3)

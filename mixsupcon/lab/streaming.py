@@ -177,15 +177,15 @@ def survey(files: Files, folder: Path, pack: bool = False, left_out: dict | None
             path.unlink(missing_ok=True)
     return found
 
-# %% ../../nbs/lab/12_streaming.ipynb #a01e0cbd
+# %% ../../nbs/lab/12_streaming.ipynb #bb2e97ec
 class Store:
     "The images of files that were all read once, by row: each as its square, or as the picture that its file has."
 
-    def __init__(self, files: Files, folder: Path, found: dict, pack: bool = False):
+    def __init__(self, files: Files, folder: Path, blocks: dict, pack: bool = False):
         self.files, self.folder, self.pack, self.shape = files, folder, pack, files.shape
-        self.starts, self.names = [*found], [block["name"] for block in found.values()]
+        self.starts, self.names = [*blocks], [block["name"] for block in blocks.values()]
         self.seen, self.pixels, self.sizes = (
-            torch.cat([block[name] for block in found.values()]) for name in ("files", "pixels", "sizes"))
+            torch.cat([block[name] for block in blocks.values()]) for name in ("files", "pixels", "sizes"))
 
     def picture(self, i: int) -> torch.Tensor:
         "The picture (3, H, W) in file `i`."

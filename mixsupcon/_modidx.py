@@ -2207,6 +2207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mixsupcon/report/benchmark.py'),
                                             'mixsupcon.report.benchmark.stream_folder': ( 'report/benchmark.html#stream_folder',
                                                                                           'mixsupcon/report/benchmark.py'),
+                                            'mixsupcon.report.benchmark.streamed': ( 'report/benchmark.html#streamed',
+                                                                                     'mixsupcon/report/benchmark.py'),
                                             'mixsupcon.report.benchmark.two_views': ( 'report/benchmark.html#two_views',
                                                                                       'mixsupcon/report/benchmark.py'),
                                             'mixsupcon.report.benchmark.views_by_batch': ( 'report/benchmark.html#views_by_batch',

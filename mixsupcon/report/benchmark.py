@@ -8,11 +8,11 @@ __all__ = ['torch', 'CORES', 'USUAL', 'FULL', 'TOY', 'COMMAND', 'BATCHES', 'SIDE
            'two_views', 'views_loader', 'views_pillow', 'views_kornia', 'views_many', 'backward', 'loss_inputs',
            'loss_ways', 'largest_gap', 'loss_time', 'loss_memory', 'loss_large', 'run_of', 'loops', 'step_loop',
            'free_net', 'Owner', 'step_besides', 'small_project', 'start_papermill', 'first_step', 'start_first',
-           'start_again', 'stream_folder', 'our_stream', 'gpu_run', 'gpu_epoch', 'gpu_steps', 'step_flops', 'gpu_flops',
-           'busy', 'gpu_idle', 'gpu_views', 'views_by_batch', 'views_by_side', 'loss_by_rows', 'loss_by_classes',
-           'step_by_batch', 'groups_of', 'benchmark_folder', 'measure_one', 'measure']
+           'start_again', 'streamed', 'our_stream', 'stream_folder', 'gpu_run', 'gpu_epoch', 'gpu_steps', 'step_flops',
+           'gpu_flops', 'busy', 'gpu_idle', 'gpu_views', 'views_by_batch', 'views_by_side', 'loss_by_rows',
+           'loss_by_classes', 'step_by_batch', 'groups_of', 'benchmark_folder', 'measure_one', 'measure']
 
-# %% ../../nbs/report/08_benchmark.ipynb #d68d30b4
+# %% ../../nbs/report/08_benchmark.ipynb #3e9c2b1c
 import os, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +26,10 @@ from ..core.losses import supcon
 from ..core.models import Net
 from ..core.options import Config, Lazy, amended, choose, project, stream
 from ..core.views import Views, random_view
-from ..lab.data import Dataset, NORMALISATIONS, make_dataset, prepare_train
+from ..lab.data import Dataset, NORMALISATIONS, load_data, make_dataset
 from ..lab.progress import report
-from ..lab.train import Learner, compute_loss, step_views, train_epoch
+from ..lab.streaming import step_images
+from ..lab.train import Learner, batches_of, compute_loss, step_views, train_epoch, view_kinds
 from .peers import (
     TwoViews, class_mask, folder_loader, full_supcon, kornia_views, loader, metric_learning_supcon, pillow_transform,
     run_through, share_mask, train_plainly, write_photographs)
@@ -38,7 +39,7 @@ from .timing import (
 
 torch = Lazy("torch")
 
-# %% ../../nbs/report/08_benchmark.ipynb #b9fe7ed9
+# %% ../../nbs/report/08_benchmark.ipynb #ad5dc1eb
 CORES = 2   # threads of ours and worker processes of a peer
 USUAL = NORMALISATIONS["cifar10"]   # mean and deviation of all views
 
@@ -58,7 +59,7 @@ class Sizes(NamedTuple):
     arch: str
 
 FULL = Sizes("full", 5, 256, 1024, 8, 4096, 32768, 100, 256, 224, 50_000, "resnet18")
-TOY = Sizes("toy", 1, 8, 16, 2, 64, 128, 5, 8, 32, 16, "resnet8")
+TOY = Sizes("toy", 1, 8, 16, 2, 64, 128, 5, 20, 32, 16, "resnet8")
 
 def sizes_of(name: str) -> Sizes:
     "The sizes called `full` or `toy`."
@@ -266,23 +267,28 @@ def start_again(s: Sizes) -> Sides:
     with small_project() as place:
         return Sides(**in_turns(dict(ours=lambda: start_papermill(place).wait()), s.repeats))
 
-# %% ../../nbs/report/08_benchmark.ipynb #a4401b29
+# %% ../../nbs/report/08_benchmark.ipynb #44774d8f
+def streamed(folder: Path, side: int, batch: int) -> tuple:
+    "A run on a folder of photographs that do not fit into memory, and its data."
+    cfg = configure("supcon", dataset="folder", data_dir=str(folder), image_size=side, batch_size=batch, device="cpu",
+                    crop="full", crop_min=.2, jitter=.4, gray=.2, blur=0., normalise="cifar10", memory_gb=1e-3)
+    return cfg, load_data(cfg)
+
+def our_stream(cfg: Config, data: Dataset) -> Iterator:
+    "An epoch of a run: two views of each image, and the classes, batch by batch."
+    order, kinds = batches_of(cfg, len(data.train_x), 1), view_kinds(cfg)
+    for i, (rows, crops) in enumerate(zip(order, step_images(cfg, data.train_x, order, kinds, 0))):
+        yield step_views(cfg, crops, data.mean, data.std, i), data.train_y[rows]
+
+# %% ../../nbs/report/08_benchmark.ipynb #9c4879f7
 def stream_folder(s: Sizes) -> Sides:
     "An epoch of views of JPEGs against torchvision's `ImageFolder` and a `DataLoader`."
     with tempfile.TemporaryDirectory() as place, threads(CORES):
-        folder = write_photographs(Path(place), s.photos)/"train"
-        batches = folder_loader(folder, s.side, min(64, s.photos//2), CORES, *USUAL)
-        ways = dict(ours=lambda: run_through(our_stream(folder, s.side, min(64, s.photos//2))),
-                    theirs=lambda: run_through(batches))
+        folder, batch = write_photographs(Path(place), s.photos), min(64, s.photos//2)
+        shutil.copytree(folder/"train", folder/"test")   # a run wants test images; they are not read in an epoch
+        batches, run = folder_loader(folder/"train", s.side, batch, CORES, *USUAL), streamed(folder, s.side, batch)
+        ways = dict(ours=lambda: run_through(our_stream(*run)), theirs=lambda: run_through(batches))
         return Sides(**in_turns(ways, s.repeats), note=f"{s.photos} JPEGs of 500×375 pixels")
-
-def our_stream(folder: Path, side: int, batch: int) -> Iterator:
-    "Two views of each image of a folder of classes, and the classes, batch by batch."
-    files, names = sorted(folder.rglob("*.jpg")), sorted(path.name for path in folder.iterdir())
-    for i in range(0, len(files), batch):
-        part = files[i:i + batch]
-        x = torch.stack([prepare_train(str(path), side) for path in part])
-        yield two_views(x, i), [names.index(path.parent.name) for path in part]
 
 # %% ../../nbs/report/08_benchmark.ipynb #35457d68
 def gpu_run(s: Sizes, batch: int, device: str = "cuda") -> Config:

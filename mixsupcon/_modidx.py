@@ -2133,6 +2133,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mixsupcon/papers/unmix.py')},
             'mixsupcon.report.benchmark': { 'mixsupcon.report.benchmark.Owner': ( 'report/benchmark.html#owner',
                                                                                   'mixsupcon/report/benchmark.py'),
+                                            'mixsupcon.report.benchmark.Owner.make_step': ( 'report/benchmark.html#owner.make_step',
+                                                                                            'mixsupcon/report/benchmark.py'),
                                             'mixsupcon.report.benchmark.Sizes': ( 'report/benchmark.html#sizes',
                                                                                   'mixsupcon/report/benchmark.py'),
                                             'mixsupcon.report.benchmark.backward': ( 'report/benchmark.html#backward',

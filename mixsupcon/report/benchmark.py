@@ -12,7 +12,7 @@ __all__ = ['torch', 'CORES', 'USUAL', 'FULL', 'TOY', 'COMMAND', 'BATCHES', 'SIDE
            'gpu_flops', 'busy', 'gpu_idle', 'gpu_views', 'views_by_batch', 'views_by_side', 'loss_by_rows',
            'loss_by_classes', 'step_by_batch', 'groups_of', 'benchmark_folder', 'measure_one', 'measure']
 
-# %% ../../nbs/report/08_benchmark.ipynb #3e9c2b1c
+# %% ../../nbs/report/08_benchmark.ipynb #b1f132ce
 import os, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from ..core.configure import configure
 from ..core.losses import supcon
 from ..core.models import Net
 from ..core.options import Config, Lazy, amended, choose, project, stream
+from ..core.step import Step
 from ..core.views import Views, random_view
 from ..lab.data import Dataset, NORMALISATIONS, load_data, make_dataset
 from ..lab.progress import report
@@ -197,7 +198,7 @@ def step_loop(s: Sizes) -> Sides:
         ways = loops(run_of("supcon", s), random_data(2*s.batch), "cpu", CORES)
         return Sides(**in_turns(ways, s.repeats), note=f"2 steps of {s.batch} images, ResNet-8")
 
-# %% ../../nbs/report/08_benchmark.ipynb #2b707f8a
+# %% ../../nbs/report/08_benchmark.ipynb #359dc98d
 def free_net(n: int, dim: int) -> Net:
     "A network that answers any batch of up to `n` images with the same rows, its parameters."
     class Rows(torch.nn.Module):
@@ -212,6 +213,10 @@ def free_net(n: int, dim: int) -> Net:
 class Owner(NamedTuple):
     "What a step needs of a learner."
     net: "torch.nn.Module"
+
+    def make_step(self, make: Callable) -> Step:
+        "The step that `make` returns."
+        return make()
 
 def step_besides(s: Sizes) -> Sides:
     "Views, mixing and loss with its gradient against the whole step."

@@ -1117,6 +1117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mixsupcon.lab.data.check_size': ('lab/data.html#check_size', 'mixsupcon/lab/data.py'),
                                     'mixsupcon.lab.data.check_test': ('lab/data.html#check_test', 'mixsupcon/lab/data.py'),
                                     'mixsupcon.lab.data.cifar': ('lab/data.html#cifar', 'mixsupcon/lab/data.py'),
+                                    'mixsupcon.lab.data.cifar10': ('lab/data.html#cifar10', 'mixsupcon/lab/data.py'),
                                     'mixsupcon.lab.data.class_files': ('lab/data.html#class_files', 'mixsupcon/lab/data.py'),
                                     'mixsupcon.lab.data.clear_leftovers': ('lab/data.html#clear_leftovers', 'mixsupcon/lab/data.py'),
                                     'mixsupcon.lab.data.content': ('lab/data.html#content', 'mixsupcon/lab/data.py'),

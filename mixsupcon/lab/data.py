@@ -17,7 +17,7 @@ __all__ = ['torch', 'np', 'streaming', 'LARGE', 'HOST', 'KINDS', 'LITTER', 'TEST
            'assemble', 'shape_of', 'decode_once', 'some', 'describe_split', 'methods_without_classes', 'check_run',
            'reading_of', 'image_folder', 'read_words', 'named_files', 'check_files', 'list_tiny_imagenet',
            'tiny_imagenet', 'Archive', 'unpack', 'read_pairs', 'cub_files', 'aircraft_files', 'photographs',
-           'rank_in_class', 'subset', 'targets', 'with_run']
+           'rank_in_class', 'subset', 'cifar10', 'targets', 'with_run']
 
 # %% ../../nbs/lab/00_data.ipynb #aa25e6bf
 import glob, hashlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
@@ -984,10 +984,19 @@ NORMALISATIONS = dict(   # name: (mean, std)
     tiny_imagenet=((.480, .448, .398), (.277, .269, .282)),
     imagenet=((.485, .456, .406), (.229, .224, .225)))
 
-# %% ../../nbs/lab/00_data.ipynb #096ccd55
+# %% ../../nbs/lab/00_data.ipynb #6cd97202
+def cifar10(data_dir: Any, image_size: int, download: str) -> Dataset:
+    "CIFAR-10 as torchvision publishes it, or else from image files in a folder `cifar10-images`."
+    usual, files = NORMALISATIONS["cifar10"], Path(data_dir)/"cifar10-images"
+    published = [Path(data_dir)/name for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz")]
+    if not files.is_dir() or any(path.exists() for path in published):
+        return cifar("CIFAR10", usual, data_dir, image_size, download)
+    return image_folder(files, image_size or 32, download)._replace(mean=usual[0], std=usual[1])
+
+# %% ../../nbs/lab/00_data.ipynb #2711cb4b
 DATASETS = dict(   # name: function of data_dir, image_size and download
     digits=digits, digits_low=partial(digits, kinds=range(5)), digits_high=partial(digits, kinds=range(5, 10)),
-    cifar10=partial(cifar, "CIFAR10", NORMALISATIONS["cifar10"]),
+    cifar10=cifar10,
     cifar100=partial(cifar, "CIFAR100", NORMALISATIONS["cifar100"]),
     stl10=partial(stl10, "STL10", NORMALISATIONS["stl10"]),
     tiny_imagenet=partial(tiny_imagenet, NORMALISATIONS["tiny_imagenet"]),

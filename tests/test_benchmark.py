@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from mixsupcon.report.benchmark import CURVES, GPU_ROWS, MEASURES, ROWS, TOY
-from mixsupcon.report.benchmark import gpu_epoch, gpu_flops, gpu_idle, gpu_views
-from mixsupcon.report.timing import markdown_table, read_records, table_of
+from mixsupcon.lab.benchmark import CURVES, GPU_ROWS, MEASURES, ROWS, TOY
+from mixsupcon.lab.benchmark import gpu_epoch, gpu_flops, gpu_idle, gpu_views
+from mixsupcon.lab.timing import markdown_table, read_records, table_of
 from warm import WARM
 
 PAPERMILL = Path(sys.executable).with_name("papermill")

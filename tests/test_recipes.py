@@ -43,7 +43,7 @@ SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors
              moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
              amix_imagenet_ssl=96)
 SMALL = dict(batch_size=8, queue=16, white_size=8, out=4, hidden=16, predictor=8, warmup_epochs=0, warmup_steps=0,
-             epochs=2, device="cpu", precision="float32", dataset="folder", pretrained="", clusters=4)
+             epochs=2, device="cpu", precision="float32", compile="off", dataset="folder", pretrained="", clusters=4)
 
 
 def small_recipe(preset, method, **more):

@@ -78,39 +78,45 @@ def gather(own: torch.Tensor, n: int) -> torch.Tensor:
     every = every.unflatten(0, (world(), most)).transpose(0, 1).flatten(0, 1)[:n]   # the padding is last
     return every.movedim(-1, 1) if own.ndim == 4 else every
 
-# %% ../../nbs/lab/13_distributed.ipynb #ed935606
+# %% ../../nbs/lab/13_distributed.ipynb #8183de65
 class Gathered(torch.autograd.Function):
     "`gather`, whose gradient is that of the own rows times the number of processes."
     @staticmethod
     def forward(ctx, own, n):
+        "All `n` rows."
         return gather(own, n)
 
     @staticmethod
     def backward(ctx, grad):
+        "The gradient at the own rows."
         return own_rows(grad)*world(), None
 
 class Divided(torch.autograd.Function):
     "`own_rows`, whose gradient is that of all rows."
     @staticmethod
     def forward(ctx, x):
+        "The own rows."
         ctx.n = len(x)
         return own_rows(x)
 
     @staticmethod
     def backward(ctx, grad):
+        "The gradient at all rows."
         return gather(grad, ctx.n)/world()
 
-# %% ../../nbs/lab/13_distributed.ipynb #63ecdffe
+# %% ../../nbs/lab/13_distributed.ipynb #462660ab
 class Exchanged(torch.autograd.Function):
     "What all processes have (W, …) in the place of `own` (…); gradients come from all of them."
     @staticmethod
     def forward(ctx, own):
+        "One of each process."
         every = own.new_empty(world()*len(own), *own.shape[1:])
         dist.all_gather_into_tensor(every, own.contiguous())
         return every.unflatten(0, (world(), len(own)))
 
     @staticmethod
     def backward(ctx, grad):
+        "The gradient at the own one, from all processes."
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad[rank()]

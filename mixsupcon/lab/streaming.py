@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLOCK', 'AHEAD', 'CHUNK', 'CACHED', 'STATES', 'number_in', 'free_memory', 'memory_for_images', 'is_streamed',
            'jpeg_decoder', 'decode_bytes', 'read_bytes', 'Seen', 'look_at', 'Files', 'blocks_of', 'block_name',
-           'readers', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit', 'side_stream', 'blank',
-           'send', 'Images', 'ahead', 'cut', 'finish', 'Crops', 'draw_crops', 'begin_crops', 'step_images',
+           'reading_threads', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit', 'side_stream',
+           'blank', 'send', 'Images', 'ahead', 'cut', 'finish', 'Crops', 'draw_crops', 'begin_crops', 'step_images',
            'stream_parts', 'InMemory', 'place', 'memory_of', 'in_bytes', 'describe_memory']
 
 # %% ../../nbs/lab/12_streaming.ipynb #216d1b1c
@@ -101,7 +101,7 @@ def look_at(path: str, prepare: Callable, image_size: int, x: torch.Tensor, i: i
     put_image(x, i, path, prepare(path, image_size, lambda path, image_size: picture))
     return Seen(row_digest(data), row_digest(x[i].numpy()), tuple(picture.shape[1:]))
 
-# %% ../../nbs/lab/12_streaming.ipynb #2de1bc29
+# %% ../../nbs/lab/12_streaming.ipynb #f4110193
 BLOCK = 2**26   # bytes of pixels
 
 class Files(NamedTuple):
@@ -122,9 +122,10 @@ def block_name(files: Files, rows: range) -> str:
     stamps = [(files.paths[i], *stamp(files.paths[i]), files.prepares[i].__name__) for i in rows]
     return digest(repr((files.image_size, files.shape, stamps)).encode())
 
-def readers() -> int:
-    "How many threads read: one for each core that the process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def reading_threads() -> ThreadPoolExecutor:
+    "Threads that read, one for each core that the process may use; each computes by itself."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
 
 # %% ../../nbs/lab/12_streaming.ipynb #a2221b9c
 def read_block(files: Files, rows: range, x: torch.Tensor, pool: ThreadPoolExecutor) -> dict:
@@ -154,13 +155,13 @@ def known_block(files: Files, rows: range, x: torch.Tensor, folder: Path, known:
     write(folder/f"{name}-{digest(data)}.safetensors", data)
     return name, seen
 
-# %% ../../nbs/lab/12_streaming.ipynb #256a18a5
+# %% ../../nbs/lab/12_streaming.ipynb #aa86debb
 def survey(files: Files, folder: Path, pack: bool = False, left_out: dict | None = None) -> dict:
     "What is known of all files, as far as possible from `folder`; files that cannot be read join `left_out`."
     clear_leftovers(folder)
     known, found, blocks = {path.name[:16]: path for path in folder.glob("*.safetensors")}, {}, blocks_of(files)
     room = torch.zeros(max(stop - start for start, stop in blocks), *files.shape, dtype=torch.uint8)   # for one block
-    with ThreadPoolExecutor(readers()) as pool:
+    with reading_threads() as pool:
         for start, stop in blocks:
             name, found[start] = known_block(
                 files, range(start, stop), room[:stop - start], folder, known, pool, pack)
@@ -211,12 +212,12 @@ class Store:
             warnings.warn(f"a packed image in {self.folder} is damaged: {self.files.paths[i]} is decoded again")
         out.copy_(self.files.prepares[i](self.files.paths[i], self.files.image_size, lambda *path: self.picture(i)))
 
-# %% ../../nbs/lab/12_streaming.ipynb #02611c2e
+# %% ../../nbs/lab/12_streaming.ipynb #6b4b1fd8
 AHEAD, CHUNK = 2, 4   # batches that wait; images that a thread reads at a time
 
 def in_advance(items: Iterable, begin: Callable, n: int = AHEAD) -> Iterator:
     "The results of `begin(item, pool)()`, begun up to `n` items early."
-    pool, waiting = ThreadPoolExecutor(readers()), deque()
+    pool, waiting = reading_threads(), deque()
     try:
         for item in items:
             waiting.append(begin(item, pool))

@@ -183,9 +183,9 @@ def test_links_lead_to_files(page):
 
 
 def test_readme_is_short():
-    "Under 150 lines, and no long ones but in tables."
+    "Under 165 lines, and no long ones but in tables."
     lines = (ROOT/"README.md").read_text().splitlines()
-    assert len(lines) < 150
+    assert len(lines) < 165
     assert not [line for line in lines if len(line) > 140 and not line.startswith("|")]
 
 

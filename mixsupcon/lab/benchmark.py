@@ -12,7 +12,7 @@ __all__ = ['torch', 'CORES', 'USUAL', 'FULL', 'TOY', 'COMMAND', 'BATCHES', 'SIDE
            'gpu_flops', 'busy', 'gpu_idle', 'gpu_views', 'views_by_batch', 'views_by_side', 'loss_by_rows',
            'loss_by_classes', 'step_by_batch', 'groups_of', 'benchmark_folder', 'measure_one', 'measure']
 
-# %% ../../nbs/lab/17_benchmark.ipynb #b1f132ce
+# %% ../../nbs/lab/17_benchmark.ipynb #8763a6b4
 import os, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,13 +29,13 @@ from ..core.step import Step
 from ..core.views import Views, random_view
 from .data import Dataset, NORMALISATIONS, load_data, make_dataset
 from .progress import report
-from .streaming import step_images
+from .streaming import cores, step_images
 from .train import Learner, batches_of, compute_loss, step_views, train_epoch, view_kinds
 from .peers import (
     TwoViews, class_mask, folder_loader, full_supcon, kornia_views, loader, metric_learning_supcon, pillow_transform,
     run_through, share_mask, train_plainly, write_photographs)
 from .timing import (
-    Curve, Row, Sides, clock_seconds, cores, cost_words, curve_record, in_turns, measure_curve, memory_limit,
+    Curve, Row, Sides, clock_seconds, cost_words, curve_record, in_turns, measure_curve, memory_limit,
     peak_bytes, result_words, row_record, thread_seconds, threads, trace, write_record)
 
 torch = Lazy("torch")

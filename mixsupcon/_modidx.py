@@ -2463,6 +2463,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mixsupcon/report/studies.py'),
                                           'mixsupcon.report.studies.runs_to_compare': ( 'report/studies.html#runs_to_compare',
                                                                                         'mixsupcon/report/studies.py'),
+                                          'mixsupcon.report.studies.shows_quality': ( 'report/studies.html#shows_quality',
+                                                                                      'mixsupcon/report/studies.py'),
                                           'mixsupcon.report.studies.state_of': ( 'report/studies.html#state_of',
                                                                                  'mixsupcon/report/studies.py'),
                                           'mixsupcon.report.studies.studies': ( 'report/studies.html#studies',

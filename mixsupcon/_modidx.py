@@ -2045,6 +2045,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mixsupcon.lab.streaming.in_advance': ( 'lab/streaming.html#in_advance',
                                                                                  'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.in_bytes': ('lab/streaming.html#in_bytes', 'mixsupcon/lab/streaming.py'),
+                                         'mixsupcon.lab.streaming.is_plain_jpeg': ( 'lab/streaming.html#is_plain_jpeg',
+                                                                                    'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.is_streamed': ( 'lab/streaming.html#is_streamed',
                                                                                   'mixsupcon/lab/streaming.py'),
                                          'mixsupcon.lab.streaming.jpeg_decoder': ( 'lab/streaming.html#jpeg_decoder',

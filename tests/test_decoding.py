@@ -50,7 +50,7 @@ def test_an_image_stays_as_its_file_has_it(tmp_path, monkeypatch, quarter):
     assert torch.equal(one, other) and one.shape == (3, 20, 30)
 
 
-@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_exif_data_change_nothing(tmp_path, monkeypatch):
     path, exif = tmp_path/"a.jpg", Image.Exif()
     exif[0x112], exif[0x10e] = 1, "a description"

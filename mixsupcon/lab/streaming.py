@@ -57,7 +57,7 @@ def is_streamed(run: Any, n: int, shape: tuple) -> bool:
     "Whether `n` images of a shape are read from the disk step by step: in memory they take twice their size at first."
     return getattr(run, "crop", "") == "full" or 2*n*np.prod(shape, dtype=float) > memory_for_images(run)
 
-# %% ../../nbs/lab/12_streaming.ipynb #c9eb980b
+# %% ../../nbs/lab/12_streaming.ipynb #e8b35cc7
 @cache
 def jpeg_decoder() -> Callable | None:
     "TorchCodec's decoder of JPEGs; None where there is none, or none that fits this torch."
@@ -71,6 +71,7 @@ def is_plain_jpeg(image: Any) -> bool:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x112, 1) == 1
     return False
 
+# %% ../../nbs/lab/12_streaming.ipynb #bb79a375
 def decode_bytes(path: str, data: np.ndarray, image_size: int = 0) -> torch.Tensor:
     "One image (3, H, W) uint8 from the bytes of its file."
     from PIL import Image

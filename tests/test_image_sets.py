@@ -18,7 +18,7 @@ from mixsupcon.lab.data import fingerprint
 from mixsupcon.lab.train import images_to_learn, pretrain
 from PIL import Image
 from scipy.io import savemat
-from torchvision.datasets import STL10, Food101, ImageNet
+from torchvision.datasets import CIFAR10, CIFAR100, STL10, Food101, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 from torchvision.datasets.folder import ImageFolder
 from torchvision.transforms.v2 import functional as tv
@@ -412,6 +412,32 @@ def test_what_learns_from_classes_is_refused_before_anything_is_read(tmp_path):
         assert f"have no labels, and {method} learns from classes: pass -p dataset stl10, or -p method" in sentence
     sentence = refused(data.load_data, configure("moco", dataset="stl10_unlabelled", data_dir=str(tmp_path)))
     assert re.search("STL10 is not in .*: pass -p download missing to fetch it", sentence)
+
+
+# The page of all data sets
+
+def test_the_page_of_data_sets_says_what_the_readers_know():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT/"docs"/"data.md").read_text(), re.M)
+    table = {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
+    assert table.keys() == data.DATASETS.keys()
+    archives = dict(cub200=data.CUB200, aircraft=data.AIRCRAFT, tiny_imagenet=data.TINY, food101=image_sets.FOOD101)
+    for name, archive in archives.items():
+        sizes, folder, address, md5, _ = table[name]
+        assert sizes == "{:,}, {:,}, {}".format(*archive.sizes) and folder == f"`{archive.folder}/`"
+        assert address == f"`{archive.url}`" and md5 == f"`{archive.md5}`"
+    for name, sizes in image_sets.SIZES.items():
+        assert table[name][0] == "{:,}, {:,}, {}".format(*sizes)
+    theirs = dict(cifar10=CIFAR10, cifar100=CIFAR100, stl10=STL10)
+    for name, source in theirs.items():
+        assert table[name][1] == f"`{source.base_folder}/` or `{source.filename}`"
+        assert table[name][3] == f"`{source.tgz_md5}`"
+    assert re.findall(r"\w{32}", table["imagenet"][3]) == [
+        torchvision_imagenet.ARCHIVE_META[part][1] for part in ("train", "val", "devkit")]
+    photographs = [name for name, cells in table.items() if name in image_sets.SIZES or name in archives]
+    for name in photographs:
+        train, test, _ = (int(n.replace(",", "")) for n in table[name][0].split(", "))
+        side = 64 if name == "tiny_imagenet" else 224
+        assert table[name][4] == f"{3*side**2*(train + test)/1e9:.1f}", name
 
 
 # In use

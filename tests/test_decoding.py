@@ -1,5 +1,4 @@
 "Images are decoded to the same bits by TorchCodec and by Pillow, whichever is there."
-import io
 import subprocess
 
 import numpy as np

@@ -7,9 +7,8 @@ __all__ = ['ARCHIVES', 'SIZES', 'FOOD101', 'unpack_imagenet', 'imagenet_root', '
            'imagenet100_classes', 'imagenet100', 'read_names', 'food_files', 'food101', 'check_no_labels',
            'stl10_unlabelled']
 
-# %% ../../nbs/lab/18_image_sets.ipynb #2cbc6e04
+# %% ../../nbs/lab/18_image_sets.ipynb #694704f3
 import json, re, shutil, tarfile, zlib
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any

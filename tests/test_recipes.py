@@ -32,16 +32,17 @@ MEANT = dict(   # the methods that a recipe is for
     digits=METHODS, digits50=METHODS, own_images=METHODS, mixsupcon=CLASSES,
     supcontrast_readme=(*CLASSES, "genscl"), imix=IMIX, imix_cifar10=IMIX, imix_cifar100=IMIX,
     imix_unaugmented=("mocon", "mocon_imix"),
-    imix_imagenet=("moco", "moco_imix"), moco_cifar=MOCO,
+    imix_imagenet=("moco", "moco_imix", "mocon", "mocon_imix"), moco_cifar=MOCO,
     wmse_authors=WMSE, wmse_authors_tiny_imagenet=WMSE, wmse_authors_stl10=WMSE,
     swav_cifar=("swav", "swav_unmix"), swav_bottleneck=("swav", "swav_codes_unmix"), moco_imagenet=MOCO[:2],
     siam_cifar=SIAM, siam_imagenet=SIAM,
     amix_cifar100=AMIX, amix_tiny=AMIX, amix_imagenet=AMIX, amix_cub200=AMIX, amix_aircraft=AMIX,
+    amix_cub200_full=AMIX, amix_aircraft_full=AMIX,
     amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL,
     photos1000=PHOTOS, photos5000=PHOTOS, photos50000=PHOTOS)
 SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors_stl10=64, imix_imagenet=96,
              moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
-             amix_imagenet_ssl=96)
+             amix_cub200_full=96, amix_aircraft_full=96, amix_imagenet_ssl=96)
 SMALL = dict(batch_size=8, queue=16, white_size=8, out=4, hidden=16, predictor=8, warmup_epochs=0, warmup_steps=0,
              epochs=2, device="cpu", precision="float32", compile="off", dataset="folder", pretrained="", clusters=4)
 
@@ -54,6 +55,8 @@ def small_recipe(preset, method, **more):
         del sizes["queue"]
     if cfg.bn_splits > 4:
         sizes["bn_splits"] = 4
+    if cfg.crop == "full":
+        sizes["crop"] = "resized"   # the images of a test are not photographs in files
     return configure(method, preset=preset, image_size=SIDES.get(preset, 32), **sizes | more)
 
 

@@ -21,12 +21,13 @@ import pytest
 import tiny
 from mixsupcon.core.configure import Figure, Paper, Study, configure, papers
 from mixsupcon.core.options import amended, refused
-from mixsupcon.lab.runs import read_config, write_json
+from mixsupcon.lab.experiment import experiment
+from mixsupcon.lab.runs import read_config, read_json, write_json
 from mixsupcon.report import publish
 from mixsupcon.report.publish import ARCHIVE, SUMS, other_folders, print_end, read_sums, write_report
 from mixsupcon.report.statistics import holm
 from mixsupcon.report.studies import Planned, find_runs, jobs, missing_runs, plan, run_key, write_example_run
-from mixsupcon.report.tables import published_table, results
+from mixsupcon.report.tables import NUMBERS, numbers_of, published_table, results
 from warm import WARM
 
 ROOT = Path(__file__).parents[1]
@@ -810,3 +811,17 @@ def test_snakemake_killed_and_started_again(straight, project_copy):
     assert again.stdout.count("done ") >= 1
     third = subprocess.run(command, **start, timeout=100)
     assert third.returncode == 0 and "done " not in third.stdout
+
+
+def test_features_that_are_moved_to_several_data_sets_have_a_number_on_each_and_their_mean(tmp_path, monkeypatch):
+    targets = "digits_high", "digits"
+    for name in targets:
+        monkeypatch.setitem(NUMBERS, f"on {name}", (f"on {name}", "accuracy", "last"))
+    result = experiment("simclr", tmp_path, dataset="digits_low", transfer=" ".join(targets), epochs=1, image_size=8,
+                        train_images=50, batch_size=25, probe_epochs=2, device="cpu")
+    numbers, rows = numbers_of(result.folder), read_json(result.folder/"metrics.json")["rows"]
+    on = {name: [row["value"] for row in rows if row["protocol"].endswith(f" on {name}") and row["selection"] == "last"
+                 and row["metric"] == "accuracy"] for name in targets}
+    assert [[numbers[f"on {name}"]] for name in targets] == [*on.values()] and on["digits"] != on["digits_high"]
+    assert numbers["elsewhere"] == sum(sum(values) for values in on.values())/2
+    assert np.isnan(numbers["on food101"])

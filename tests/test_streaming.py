@@ -22,7 +22,6 @@ from torchvision.transforms.v2 import functional as tv
 from warm import WARM
 
 SMALL = dict(dataset="folder", preset="digits", image_size=16, epochs=2, batch_size=8, probe_epochs=2, device="cpu")
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 DISK, PACKED = dict(memory_gb=1e-6), dict(memory_gb=1e-6, pack="on")
 
 

@@ -21,10 +21,10 @@ from .views import InputMix, Views
 
 torch = Lazy("torch")   # imported when first used
 
-# %% ../../nbs/core/05_recipe.ipynb #687d5087
+# %% ../../nbs/core/05_recipe.ipynb #8f27ccd9
 DATASET_NAMES = (
     "digits", "digits_low", "digits_high", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "cub200",
-    "aircraft")
+    "aircraft", "imagenet", "imagenet100", "food101", "stl10_unlabelled")
 
 @dataclass(frozen=True)
 class Data:

@@ -6,12 +6,14 @@
 __all__ = ['PAIRS', 'SHOWN', 'SHARES', 'test_pairs', 'require_block', 'mask_of', 'seen', 'telling_losses', 'interval',
            'compared_with_mixup', 'as_png', 'from_png', 'pictures_of', 'mixtures_of', 'draw_masks', 'draw_scenarios']
 
-# %% ../../nbs/lab/11_mixtures.ipynb #c28dc64d
-import base64
+# %% ../../nbs/lab/11_mixtures.ipynb #6a6d66bb
+import base64, io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from ..core.goals import unit
@@ -85,21 +87,22 @@ def compared_with_mixup(trained: Trained) -> dict:
     return dict(block=of_block.mean().item(), mixup=of_mixup.mean().item(),
                 gain=(of_mixup - of_block).mean().item(), gain_low=low, gain_high=high)
 
-# %% ../../nbs/lab/11_mixtures.ipynb #e1c9f124
+# %% ../../nbs/lab/11_mixtures.ipynb #3f5ea250
 SHOWN, SHARES = 4, (0., .25, .5, .75, 1.)   # pairs, and λ of their masks
 
 def as_png(image: torch.Tensor) -> str:
     "An image (C, H, W) with values from 0 to 1 or uint8, as text; of 64 pixels at most."
-    from torchvision.io import encode_png
     image = image if image.dtype == torch.uint8 else (255*image).round().clamp(0, 255).byte()
     if max(image.shape[1:]) > 64:
         image = F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True)[0].round().byte()
-    return base64.b64encode(encode_png(image.cpu()).numpy().tobytes()).decode()
+    pixels = image.cpu().permute(1, 2, 0).squeeze(2)   # a mask has one channel
+    Image.fromarray(pixels.contiguous().numpy()).save(file := io.BytesIO(), "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 def from_png(text: str) -> torch.Tensor:
     "The uint8 image (C, H, W) again."
-    from torchvision.io import decode_image
-    return decode_image(torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8))
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 # %% ../../nbs/lab/11_mixtures.ipynb #25d81b94
 def pictures_of(trained: Trained) -> dict:

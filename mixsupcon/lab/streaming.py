@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'AHEAD', 'CHUNK', 'STATES', 'number_in', 'free_memory', 'memory_for_images', 'is_streamed', 'jpeg_decoder',
-           'decode_bytes', 'read_bytes', 'Seen', 'look_at', 'Files', 'blocks_of', 'block_name', 'cores',
-           'reading_threads', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit', 'side_stream',
-           'blank', 'send', 'Images', 'ahead', 'cut', 'finish', 'Crops', 'draw_crops', 'begin_crops', 'step_images',
-           'stream_parts', 'InMemory', 'place', 'memory_of', 'in_bytes', 'describe_memory']
+           'is_plain_jpeg', 'decode_bytes', 'read_bytes', 'Seen', 'look_at', 'Files', 'blocks_of', 'block_name',
+           'cores', 'reading_threads', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit',
+           'side_stream', 'blank', 'send', 'Images', 'ahead', 'cut', 'finish', 'Crops', 'draw_crops', 'begin_crops',
+           'step_images', 'stream_parts', 'InMemory', 'place', 'memory_of', 'in_bytes', 'describe_memory']
 
 # %% ../../nbs/lab/12_streaming.ipynb #e00f2c75
 import io, json, os, warnings
@@ -57,28 +57,35 @@ def is_streamed(run: Any, n: int, shape: tuple) -> bool:
     "Whether `n` images of a shape are read from the disk step by step: in memory they take twice their size at first."
     return getattr(run, "crop", "") == "full" or 2*n*np.prod(shape, dtype=float) > memory_for_images(run)
 
-# %% ../../nbs/lab/12_streaming.ipynb #8272e32f
+# %% ../../nbs/lab/12_streaming.ipynb #e8b35cc7
 @cache
 def jpeg_decoder() -> Callable | None:
-    "torchvision's decoder; None in a torchvision that has none any more, as it has announced."
-    with suppress(ImportError):
-        from torchvision.io import ImageReadMode, decode_jpeg
-        return partial(decode_jpeg, mode=ImageReadMode.RGB)
+    "TorchCodec's decoder of JPEGs; None where there is none, or none that fits this torch."
+    with suppress(ImportError, OSError, RuntimeError):
+        from torchcodec.decoders import decode_jpeg
+        return partial(decode_jpeg, mode="RGB")
 
+def is_plain_jpeg(image: Any) -> bool:
+    "Whether an image that Pillow has opened is a JPEG of one or three colours that is not to be turned."
+    with suppress(Exception):   # damaged EXIF data are no reason to refuse an image
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x112, 1) == 1
+    return False
+
+# %% ../../nbs/lab/12_streaming.ipynb #bb79a375
 def decode_bytes(path: str, data: np.ndarray, image_size: int = 0) -> torch.Tensor:
     "One image (3, H, W) uint8 from the bytes of its file."
     from PIL import Image
     try:
         with Image.open(io.BytesIO(data)) as header:
-            kind, mode, size = header.format, header.mode, header.size
-        if kind != "JPEG" or mode not in ("L", "RGB") or not jpeg_decoder():
-            return decode(path, image_size)
-        check_size(path, size, image_size)
+            if not (is_plain_jpeg(header) and jpeg_decoder()):
+                return decode(path, image_size)
+            check_size(path, header.size, image_size)
         return jpeg_decoder()(torch.from_numpy(data))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return decode(path, image_size)   # which says what is wrong
     except RuntimeError as error:
-        raise BadImage(f"{path} cannot be decoded: {str(error).splitlines()[0].split(', ')[-1]}") from None
+        why = str(error).splitlines()[0].split(", ")[-1].rstrip(".")
+        raise BadImage(f"{path} cannot be decoded: {why}") from None
 
 def read_bytes(path: str) -> np.ndarray:
     "The bytes of a file."

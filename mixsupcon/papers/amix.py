@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'CUTTING', 'LEARNED', 'VARIED', 'SUPERVISED', 'amix_cifar100', 'amix_tiny', 'amix_imagenet', 'FINE_GRAINED',
-           'FINE_ALPHAS', 'amix_cub200', 'amix_aircraft', 'UNLABELLED', 'WITHOUT_CLASSES', 'amix_stl10',
-           'amix_tiny_ssl', 'amix_imagenet_ssl', 'SEEDS', 'TINY', 'STL10', 'CLASSES', 'INSTANCES', 'PRINTED',
-           'HAND_MADE', 'LOSSES', 'FURTHER', 'JOINT', 'FIRST_INSTANCES', 'WITHOUT', 'PAIRED_ALPHAS', 'ALPHA_GRID',
-           'CLUSTERS', 'PUBLISHED', 'R18', 'RX50', 'CONTRASTIVE', 'TABLE1', 'WITH_CLUSTERS', 'TABLE7', 'TABLE8', 'SL',
-           'CL', 'TINY_R18', 'STL10_R18', 'STL10_BOTH', 'MEDIAN', 'LAST', 'INFERRED', 'tables_2_3', 'tables_4_to_8',
-           'beside', 'PAPER', 'alphas', 'only', 'study', 'with_classes', 'differences', 'classifiers', 'masks',
-           'tables_2_and_3', 'cifar100_resnext', 'mixed_moco', 'tables_4_and_5', 'block_losses', 'losses_with_classes',
-           'losses_without_classes', 'modules', 'modules_with_classes', 'modules_without_classes', 'pipelines',
-           'inside_and_between', 'one_option', 'beta_parameter', 'number_of_clusters', 'studies', 'of_table', 'by_loss']
+           'FINE_ALPHAS', 'amix_cub200', 'amix_aircraft', 'amix_cub200_full', 'amix_aircraft_full', 'UNLABELLED',
+           'WITHOUT_CLASSES', 'amix_stl10', 'amix_tiny_ssl', 'amix_imagenet_ssl', 'SEEDS', 'TINY', 'STL10',
+           'IMAGENET_CLASSES', 'IMAGENET_INSTANCES', 'CLASSES', 'INSTANCES', 'PRINTED', 'HAND_MADE', 'LOSSES',
+           'FURTHER', 'JOINT', 'FIRST_INSTANCES', 'WITHOUT', 'PAIRED_ALPHAS', 'ALPHA_GRID', 'CLUSTERS', 'PUBLISHED',
+           'R18', 'RX50', 'CONTRASTIVE', 'TABLE1', 'WITH_CLUSTERS', 'TABLE7', 'TABLE8', 'SL', 'CL', 'TINY_R18',
+           'STL10_R18', 'STL10_BOTH', 'MEDIAN', 'FINE', 'FULL', 'LAST', 'INFERRED', 'tables_2_3', 'tables_4_to_8',
+           'beside', 'PAPER', 'alphas', 'from_photographs', 'only', 'study', 'with_classes', 'differences',
+           'classifiers', 'masks', 'tables_2_and_3', 'cifar100_resnext', 'imagenet', 'mixed_moco', 'tables_4_and_5',
+           'block_losses', 'losses_with_classes', 'losses_without_classes', 'modules', 'modules_with_classes',
+           'modules_without_classes', 'pipelines', 'inside_and_between', 'one_option', 'beta_parameter',
+           'number_of_clusters', 'studies', 'of_table', 'by_loss']
 
-# %% ../../nbs/papers/06_amix.ipynb #04ab6d0d
+# %% ../../nbs/papers/06_amix.ipynb #fb2ff919
+from dataclasses import replace
+
 from ..core.configure import Beside, Figure, Paper, Recipe, Study
-from .digits import DATA, MOCO_V2, methods
+from .digits import DATA, IMAGENET, MOCO_V2, methods
 
 # %% ../../nbs/papers/06_amix.ipynb #ea5d00ce
 NAMES = "mixup", "cutmix", "manifoldmix", "saliencymix", "fmix", "puzzlemix", "resizemix"
@@ -38,7 +42,7 @@ SUPERVISED = dict(
     arch="resnet18", schedule="cosine", cosine_clock="zero", cosine_end=0., batch_size=100, crop_min=.08,
     lam_per="batch", block_lr=.1, block_momentum=.999, classifier_epochs=10)
 
-# %% ../../nbs/papers/06_amix.ipynb #78df5dec
+# %% ../../nbs/papers/06_amix.ipynb #5eb2d9ea
 amix_cifar100 = Recipe(
     source="AMix Table 2: CIFAR-100", fidelity="paper",
     every=SUPERVISED | dict(dataset="cifar100", epochs=800, lr=.1, crop="shift", block_lr_end=.5),
@@ -55,7 +59,7 @@ amix_imagenet = Recipe(
     every=SUPERVISED | dict(
         image_size=224, epochs=300, batch_size=200, lr=.1, block_lr_end=.01, mask_schedule="cosine"),
     rows=LEARNED, mixers=alphas(.2, 1., .2, 1., 1., 1., 1.),
-    also=VARIED | dict(dataset=("folder",), arch=("resnet34", "resnet50", "resnet101")))
+    also=VARIED | dict(dataset=("folder", "imagenet"), crop=("full",), arch=("resnet34", "resnet50", "resnet101")))
 
 # %% ../../nbs/papers/06_amix.ipynb #d3c3dba8
 FINE_GRAINED = SUPERVISED | dict(
@@ -73,7 +77,15 @@ amix_aircraft = Recipe(
     every=FINE_GRAINED | dict(dataset="aircraft"), rows=LEARNED, mixers=FINE_ALPHAS,
     also=VARIED | dict(arch=("resnext50",)))
 
-# %% ../../nbs/papers/06_amix.ipynb #1b2d397e
+# %% ../../nbs/papers/06_amix.ipynb #65b314dd
+def from_photographs(recipe: Recipe, source: str) -> Recipe:
+    "A recipe with crops of whole photographs, as the paper has them."
+    return replace(recipe, source=source, fidelity="paper", every=recipe.every | dict(crop="full"), default_for=())
+
+amix_cub200_full = from_photographs(amix_cub200, "AMix Table 2: CUB-200")
+amix_aircraft_full = from_photographs(amix_aircraft, "AMix Table 2: FGVC-Aircraft")
+
+# %% ../../nbs/papers/06_amix.ipynb #295a850f
 UNLABELLED = MOCO_V2 | dict(arch="resnet18", probe="lin_amix", probe_lr=.1)
 WITHOUT_CLASSES = dict(amix_i=dict(alpha=2.), amix_c=dict(alpha=2., clusters=200))
 
@@ -90,23 +102,26 @@ amix_tiny_ssl = Recipe(
 amix_imagenet_ssl = Recipe(
     source="AMix Table 5: MoCo v2 on ImageNet, for its 200 epochs", fidelity="paper",
     every=UNLABELLED | dict(probe_lr=30.), rows=WITHOUT_CLASSES,
-    also=VARIED | dict(dataset=("folder",), arch=("resnet50",)))
+    also=VARIED | dict(dataset=("folder", "imagenet"), crop=("full",), arch=("resnet50",)))
 
-# %% ../../nbs/papers/06_amix.ipynb #9b7f5a3f
+# %% ../../nbs/papers/06_amix.ipynb #abe55049
 SEEDS = dict(small=5, paper=3)
 TINY, STL10 = dict(preset="amix_tiny"), dict(preset="amix_stl10")
+IMAGENET_CLASSES = IMAGENET | dict(preset="amix_imagenet")
+IMAGENET_INSTANCES = IMAGENET | dict(preset="amix_imagenet_ssl")
 CLASSES = dict(small=DATA["small"], paper={
     "cifar100 resnet18": dict(preset="amix_cifar100"),
-    "cub200 resnet18": dict(preset="amix_cub200"),
-    "cub200 resnext50": dict(preset="amix_cub200", arch="resnext50"),
-    "aircraft resnet18": dict(preset="amix_aircraft"),
-    "aircraft resnext50": dict(preset="amix_aircraft", arch="resnext50"),
+    "cub200 resnet18": dict(preset="amix_cub200_full"),
+    "cub200 resnext50": dict(preset="amix_cub200_full", arch="resnext50"),
+    "aircraft resnet18": dict(preset="amix_aircraft_full"),
+    "aircraft resnext50": dict(preset="amix_aircraft_full", arch="resnext50"),
     "tiny_imagenet resnet18": TINY, "tiny_imagenet resnext50": TINY | dict(arch="resnext50")})
 INSTANCES = dict(small=DATA["small"], paper={
     "stl10 resnet18": STL10, "stl10 resnet18 800": STL10 | dict(epochs=800),
     "stl10 resnet50": STL10 | dict(arch="resnet50"), "stl10 resnet50 800": STL10 | dict(arch="resnet50", epochs=800),
     "tiny_imagenet resnet18": dict(preset="amix_tiny_ssl"),
-    "tiny_imagenet resnet50": dict(preset="amix_tiny_ssl", arch="resnet50")})
+    "tiny_imagenet resnet50": dict(preset="amix_tiny_ssl", arch="resnet50"),
+    "imagenet resnet18": IMAGENET_INSTANCES, "imagenet resnet50": IMAGENET_INSTANCES | dict(arch="resnet50")})
 
 def only(data: dict, *names: str) -> dict:
     "The data of both scales, at the paper's those named."
@@ -128,7 +143,7 @@ def differences(baseline: str) -> Figure:
     "The differences of a study's rows from a baseline."
     return Figure("differences", f"Differences from {baseline}; filled where p (Holm) is at most .05", {})
 
-# %% ../../nbs/papers/06_amix.ipynb #8faddd2d
+# %% ../../nbs/papers/06_amix.ipynb #0c6c43b2
 def classifiers(mixers: tuple, **cutting) -> dict:
     "Cross-entropy with each mixer, with further settings for those that cut; AutoMix and AMix."
     rows = {f"ce + {mixer}": dict(method="ce", mixer=mixer) | (cutting if mixer in CUTTING else {}) for mixer in mixers}
@@ -152,6 +167,13 @@ def cifar100_resnext() -> Study:
     "Table 2, CIFAR-100 with ResNeXt-50."
     data = dict(paper={"cifar100 resnext50": dict(preset="amix_cifar100", arch="resnext50")})
     return with_classes("paper", "Table 2: CIFAR-100, ResNeXt-50", classifiers(NAMES, weight_decay=5e-4), "ce", data,
+                        figures=(differences("cross-entropy"),))
+
+def imagenet(*archs: str, **cutting) -> Study:
+    "Table 3, ImageNet, with some networks."
+    data = dict(paper={f"imagenet {arch}": IMAGENET_CLASSES | dict(arch=arch) for arch in archs})
+    title = f"Table 3: ImageNet, {' '.join(archs)}"
+    return with_classes("paper", title, classifiers(NAMES, **cutting), "ce", data,
                         figures=(differences("cross-entropy"),))
 
 # %% ../../nbs/papers/06_amix.ipynb #9b277a95
@@ -292,10 +314,12 @@ def number_of_clusters(scale: str) -> Study:
     return one_option(scale, "Fig. 5: number of clusters", "clusters", "K", CLUSTERS[scale],
                       block_loss="ce_clusters")
 
-# %% ../../nbs/papers/06_amix.ipynb #5391d21d
+# %% ../../nbs/papers/06_amix.ipynb #f00c1f3f
 def studies(scale: str) -> dict:
     "AMix's studies at a scale, by name."
-    larger = dict(amix_resnext=cifar100_resnext()) if scale == "paper" else {}
+    larger = dict(
+        amix_resnext=cifar100_resnext(), amix_imagenet18=imagenet("resnet18", alpha=.2),
+        amix_imagenet=imagenet("resnet34", "resnet50", "resnet101")) if scale == "paper" else {}
     return dict(amix=tables_2_and_3(scale)) | larger | dict(
         amix_contrastive=tables_4_and_5(scale),
         amix_losses=losses_with_classes(scale), amix_losses_contrastive=losses_without_classes(scale),
@@ -332,11 +356,15 @@ TABLE8 = {"Mix Block": "MixBlock (baseline)", "+ adaptive λ": "+adaptive lambda
           "+ non-linear content": "+non-linear content", "+ global attention": "+global attention",
           "+ mask loss": "+L_mask", "+ bilinear": "+bilinear", "+ λ adjusting": "+lambda adjusting"}
 
-# %% ../../nbs/papers/06_amix.ipynb #ab4b182c
+# %% ../../nbs/papers/06_amix.ipynb #2d6498e6
 SL, CL = "supervised / MixBlock loss ", "MoCo v2 / MixBlock loss "
 TINY_R18, STL10_R18 = {("Tiny-ImageNet", R18): TINY}, {("STL-10", R18): STL10}
 STL10_BOTH = STL10_R18 | {("STL-10", "ResNet-50"): STL10 | dict(arch="resnet50")}
 MEDIAN = "median of the last ten epochs; of AutoMix and AMix by the encoder's own head, theirs by one of four"
+FINE = {(title, net): dict(preset=f"amix_{name}_full") | given
+        for title, name in (("CUB-200", "cub200"), ("FGVC-Aircraft", "aircraft"))
+        for net, given in ((R18, {}), (RX50, dict(arch="resnext50")))}
+FULL = CONTRASTIVE | {("MoCo v2", "AMix-I"): dict(method="amix_i"), ("MoCo v2 (C)", "AMix-C"): dict(method="amix_c")}
 LAST, INFERRED = "last epoch; theirs is not printed", "network and length are those of Tables 3 and 4, not printed here"
 
 tables_2_3 = (
@@ -344,12 +372,16 @@ tables_2_3 = (
            {("CIFAR-100", R18): dict(preset="amix_cifar100")}),
     Beside("2", "test_top1", "classifier median", MEDIAN, of_table("supervised CE", cifar100_resnext().rows),
            {("CIFAR-100", RX50): dict(preset="amix_cifar100", arch="resnext50")}),
-    Beside("2", "test_top1", "", "our crops are of an image's middle square, theirs of the whole image", {}, {}),
+    Beside("2", "test_top1", "classifier median", MEDIAN, of_table("supervised CE", classifiers(NAMES)), FINE),
     Beside("3", "test_top1", "classifier median", MEDIAN, of_table("supervised CE", classifiers(NAMES)),
            TINY_R18 | {("Tiny-ImageNet", RX50): TINY | dict(arch="resnext50")}),
-    Beside("3", "test_top1", "", "no study here trains on ImageNet, and Co-Mixup's recipe is its own", {}, {}))
+    Beside("3", "test_top1", "classifier median", MEDIAN, of_table("supervised CE", imagenet(alpha=.2).rows),
+           {("ImageNet-1k", R18): IMAGENET_CLASSES}),
+    Beside("3", "test_top1", "classifier median", MEDIAN, of_table("supervised CE", classifiers(NAMES)),
+           {("ImageNet-1k", f"ResNet-{n}"): IMAGENET_CLASSES | dict(arch=f"resnet{n}") for n in (34, 50, 101)}),
+    Beside("3", "test_top1", "", "Co-Mixup's recipe is its own", {}, {}))
 
-# %% ../../nbs/papers/06_amix.ipynb #f6335d04
+# %% ../../nbs/papers/06_amix.ipynb #153baf6a
 tables_4_to_8 = (
     Beside("1", "test_top1", "classifier median", f"{MEDIAN}; {INFERRED}",
            by_loss(SL, losses_with_classes("paper").rows, TABLE1 | WITH_CLUSTERS), TINY_R18),
@@ -359,7 +391,10 @@ tables_4_to_8 = (
     Beside("1", "linear_top1", "", "the length on Tiny ImageNet is not printed", {}, {}),
     Beside("4", "linear_top1", "linear", LAST, CONTRASTIVE, STL10_BOTH),
     Beside("4", "linear_top1", "", "AMix's are Table 7's without BCE; the others have no counterpart here", {}, {}),
-    Beside("5", "linear_top1", "", "no length is printed for Tiny ImageNet; no study here trains on ImageNet", {}, {}),
+    Beside("5", "linear_top1", "linear", f"{LAST}; 200 epochs as MoCo v2, which is not printed here", FULL,
+           {("ImageNet-1k", R18): IMAGENET_INSTANCES,
+            ("ImageNet-1k", "ResNet-50"): IMAGENET_INSTANCES | dict(arch="resnet50")}),
+    Beside("5", "linear_top1", "", "no length is printed for Tiny ImageNet; others have no counterpart here", {}, {}),
     Beside("7", "linear_top1", "linear", f"{LAST}; {INFERRED}",
            by_loss(CL, losses_without_classes("paper").rows, TABLE7), STL10_R18),
     Beside("7", "linear_top1", "", "the length or the number of clusters is not printed", {}, {}),
@@ -369,7 +404,7 @@ tables_4_to_8 = (
     *(Beside("6", metric, "", "objects are not detected here", {}, {}) for metric in ("AP", "AP50", "AP75")))
 beside = tables_2_3 + tables_4_to_8
 
-# %% ../../nbs/papers/06_amix.ipynb #88f71f36
+# %% ../../nbs/papers/06_amix.ipynb #ff5723d1
 PAPER = Paper(
     title="AMix",
     cite="Anonymous (2021). Improving Discriminative Visual Representation Learning via Automatic Mixup. ICLR "
@@ -378,6 +413,6 @@ PAPER = Paper(
          "https://github.com/Westlake-AI/openmixup.",
     recipes=dict(
         amix_cifar100=amix_cifar100, amix_tiny=amix_tiny, amix_imagenet=amix_imagenet, amix_cub200=amix_cub200,
-        amix_aircraft=amix_aircraft, amix_stl10=amix_stl10, amix_tiny_ssl=amix_tiny_ssl,
-        amix_imagenet_ssl=amix_imagenet_ssl),
+        amix_aircraft=amix_aircraft, amix_cub200_full=amix_cub200_full, amix_aircraft_full=amix_aircraft_full,
+        amix_stl10=amix_stl10, amix_tiny_ssl=amix_tiny_ssl, amix_imagenet_ssl=amix_imagenet_ssl),
     studies=studies, published="AMix", beside=beside, chapter=5)

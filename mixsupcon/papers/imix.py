@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'imix', 'imix_cifar10', 'imix_cifar100', 'UNAUGMENTED', 'imix_unaugmented', 'imix_imagenet', 'LENGTHS',
-           'ARCHS', 'TABLE1', 'RELEASED', 'CLASSIFIER', 'beside', 'PAPER', 'as_in_script', 'study', 'three_bases',
-           'without_augmentation', 'transfer', 'depth_and_length', 'mixup_and_cutmix', 'with_classes',
-           'table1_released', 'studies']
+           'ARCHS', 'MOCO', 'SHARES', 'TABLE1', 'RELEASED', 'CLASSIFIER', 'beside', 'PAPER', 'as_in_script', 'study',
+           'three_bases', 'without_augmentation', 'transfer', 'depth_and_length', 'mixup_and_cutmix', 'with_classes',
+           'part_of_imagenet', 'imagenet', 'table1_released', 'studies']
 
-# %% ../../nbs/papers/02_imix.ipynb #0a6cbea0
+# %% ../../nbs/papers/02_imix.ipynb #02815b85
 from ..core.configure import SCALES, Beside, Figure, Paper, Recipe, Study
 from .digits import (
-    DATA, MOCO_V2, TRANSFER, against_bases, methods, with_and_without, with_recipe)
+    DATA, IMAGENET, MOCO_V2, TRANSFER, against_bases, methods, with_and_without, with_recipe)
 
 # %% ../../nbs/papers/02_imix.ipynb #14a41b04
 ROWS = dict(
@@ -59,12 +59,12 @@ imix_unaugmented = Recipe(
     rows=ROWS | dict(imix=dict(inputmix="yes")),
     also=dict(dataset=("cifar10", "cifar100"), normalise=("imix_cifar100",)))
 
-# %% ../../nbs/papers/02_imix.ipynb #20dd1532
+# %% ../../nbs/papers/02_imix.ipynb #b8431aaf
 imix_imagenet = Recipe(
     source="i-Mix Table 2: MoCo v2 on ImageNet with CutMix", fidelity="paper",
     every=MOCO_V2 | dict(epochs=800, batch_size=512, lr=.06, warmup_epochs=10, warmup_lr=0., warmup_ends="last"),
     rows=dict(imix=dict(mixer="cutmix", lam_per="batch")),
-    also=dict(dataset=("folder",)))
+    also=dict(dataset=("folder", "imagenet", "imagenet100"), crop=("full",)))
 
 # %% ../../nbs/papers/02_imix.ipynb #fd6e38f9
 def as_in_script(given: dict) -> dict:
@@ -137,7 +137,23 @@ def with_classes(scale: str) -> Study:
     baseline = against_bases("imix", "sup_npair", "supclr")
     return study(scale, "Table C.2: with classes", rows, baseline, shows=("knn5",))
 
-# %% ../../nbs/papers/02_imix.ipynb #41ba8a3a
+# %% ../../nbs/papers/02_imix.ipynb #b79e0acf
+MOCO = methods("moco", "mocon", "mocon_imix"), dict(mocon="moco", mocon_imix="mocon")
+SHARES = {"1 %": 12_812, "10 %": 128_117, "all": 0}   # of the 1,281,167 images
+
+def part_of_imagenet() -> Study:
+    "Fig. 2."
+    data = {f"imagenet {share}": IMAGENET | dict(preset="imix_imagenet", train_images=n, transfer="imagenet")
+            for share, n in SHARES.items()}
+    return Study("i-Mix Fig. 2: part of ImageNet", *MOCO, data, 1, measure="elsewhere", shows=("linear",))
+
+def imagenet() -> Study:
+    "Table 2, images."
+    some = IMAGENET | dict(preset="imix_imagenet", dataset="imagenet100")
+    data = {"imagenet100": some, "imagenet": part_of_imagenet().data["imagenet all"]}   # the same runs
+    return Study("i-Mix Table 2: ImageNet", *MOCO, data, 1, shows=("knn20",))
+
+# %% ../../nbs/papers/02_imix.ipynb #8b3a44d9
 def table1_released() -> Study:
     "Table 1, each method as long as its authors trained it."
     rows = methods("npair", "npair_imix", "moco", "mocon_imix", "byol", "byol_imix")
@@ -147,7 +163,8 @@ def table1_released() -> Study:
 
 def studies(scale: str) -> dict:
     "i-Mix's studies at a scale, by name."
-    released = dict(imix_released=table1_released()) if scale == "paper" else {}
+    larger = dict(imix_imagenet=imagenet(), imix_part=part_of_imagenet())
+    released = larger | dict(imix_released=table1_released()) if scale == "paper" else {}
     return released | dict(
         imix=three_bases(scale), imix_views=without_augmentation(scale), imix_transfer=transfer(scale),
         imix_length=depth_and_length(scale), imix_mixers=mixup_and_cutmix(scale), imix_classes=with_classes(scale))

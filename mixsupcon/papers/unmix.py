@@ -6,12 +6,14 @@
 __all__ = ['SIMCLR_HEAD', 'wmse_authors', 'AT_64_PIXELS', 'ROWS_64', 'wmse_authors_tiny_imagenet', 'wmse_authors_stl10',
            'moco_cifar', 'SWAV', 'SWAV_COVERS', 'swav_cifar', 'swav_bottleneck', 'moco_imagenet', 'WMSE_BASES',
            'MOCO_BASES', 'BUDGETS', 'SIZES', 'MOCO_SIZES', 'TABLE3', 'SYMMETRIC', 'ASYMMETRIC', 'LAST', 'NO_PROTOCOL',
-           'beside', 'PAPER', 'study', 'six_bases', 'mixer_odds', 'one_option', 'probability_of_mixup',
-           'beta_parameter', 'length_of_training', 'paradigms', 'table3_64_pixels', 'studies', 'published_names']
+           'TABLE4', 'beside', 'PAPER', 'study', 'six_bases', 'mixer_odds', 'one_option', 'probability_of_mixup',
+           'beta_parameter', 'length_of_training', 'paradigms', 'table3_64_pixels', 'imagenet', 'studies',
+           'published_names']
 
-# %% ../../nbs/papers/03_unmix.ipynb #ccd3445d
+# %% ../../nbs/papers/03_unmix.ipynb #47f50d8c
 from ..core.configure import SCALES, Beside, Figure, Paper, Recipe, Study
-from .digits import DATA, MOCO_V2, against_bases, with_and_without, with_recipe
+from .digits import (
+    DATA, IMAGENET, MOCO_V2, against_bases, with_and_without, with_lengths, with_recipe)
 
 # %% ../../nbs/papers/03_unmix.ipynb #28aca5e4
 SIMCLR_HEAD = dict(head="mlpbn_bn", share_bn="head")
@@ -63,14 +65,14 @@ swav_bottleneck = Recipe(
     source="Un-Mix Fig. 8 and README: SwAV, on its script's network of bottlenecks", fidelity="fixed",
     every=SWAV | dict(arch="bottleneck18", normalise="cifar10"), also=SWAV_COVERS)
 
-# %% ../../nbs/papers/03_unmix.ipynb #7928fcdb
+# %% ../../nbs/papers/03_unmix.ipynb #1dcd19ea
 moco_imagenet = Recipe(
     source="Un-Mix Table 4: MoCo v2 on ImageNet", fidelity="paper",
     every=MOCO_V2,
     rows=dict(
         unmix=dict(mixer="cutmix"),
         moco_v1=dict(schedule="step", milestones=".6 .8", decay=.1, jitter_prob=1., hue_share=1., gray_first="yes")),
-    also=dict(dataset=("folder",), epochs=(800,)))
+    also=dict(dataset=("folder", "imagenet"), crop=("full",), epochs=(800,)))
 
 # %% ../../nbs/papers/03_unmix.ipynb #d0a696e2
 WMSE_BASES, MOCO_BASES = ("simclr", "byol", "wmse2", "wmse4"), ("moco", "moco_sym")
@@ -137,16 +139,25 @@ def paradigms(scale: str) -> Study:
     return study(scale, "eq. 4 and 5: which views are mixed and compared", with_recipe(scale, "moco_cifar", rows),
                  "one mixed", shows=("knn5", "passes"))
 
-# %% ../../nbs/papers/03_unmix.ipynb #4ae9a2e1
+# %% ../../nbs/papers/03_unmix.ipynb #a3e4eb36
 def table3_64_pixels() -> Study:
     "Table 3 at 64 pixels, on STL-10 (all its images) and Tiny ImageNet."
     data = {"stl10": dict(preset="wmse_authors_stl10"), "tiny_imagenet": dict(preset="wmse_authors_tiny_imagenet")}
     rows, baseline = with_and_without("unmix", *WMSE_BASES), against_bases("unmix", *WMSE_BASES)
     return Study("Un-Mix Table 3 at 64 pixels", rows, baseline, data, shows=("knn5", "passes"))
 
+# %% ../../nbs/papers/03_unmix.ipynb #13c86421
+def imagenet() -> Study:
+    "Table 4."
+    rows = with_and_without("unmix", "moco_v1", "moco")
+    rows |= {"moco_unmix, P .5": dict(method="moco_unmix", mixer="mixup cutmix") | mixer_odds(.5)}
+    baseline = against_bases("unmix", "moco_v1", "moco") | {"moco_unmix, P .5": "moco"}
+    return Study("Un-Mix Table 4: ImageNet", rows, baseline, with_lengths("moco_imagenet", 200, 800), 1,
+                 shows=("knn20", "passes"))
+
 def studies(scale: str) -> dict:
     "Un-Mix's studies at a scale, by name."
-    larger = dict(unmix_64=table3_64_pixels()) if scale == "paper" else {}
+    larger = dict(unmix_64=table3_64_pixels(), unmix_imagenet=imagenet()) if scale == "paper" else {}
     return larger | dict(
         unmix=six_bases(scale), unmix_odds=probability_of_mixup(scale), unmix_gamma=beta_parameter(scale),
         unmix_length=length_of_training(scale), unmix_ways=paradigms(scale))
@@ -164,16 +175,18 @@ def published_names(**bases: str) -> dict:
         named |= {(name, "none"): dict(method=base), (name, "Un-Mix"): dict(method=f"{base}_unmix")}
     return named
 
-# %% ../../nbs/papers/03_unmix.ipynb #af608264
+# %% ../../nbs/papers/03_unmix.ipynb #5b9d52e2
 TABLE3 = published_names(simclr="SimCLR", byol="BYOL", wmse2="W-MSE2", wmse4="W-MSE4")
 SYMMETRIC, ASYMMETRIC = "MoCo (symmetric loss)", "MoCo (asymmetric loss)"
 LAST, NO_PROTOCOL = "last epoch; theirs is not printed", "their protocol is not printed"
+TABLE4 = {("MoCo", "none"): dict(method="moco_v1")} | published_names(moco="MoCo v2")
 
 beside = (
     Beside("3", "linear_top1", "linear", LAST, TABLE3, SIZES),
     Beside("3", "knn5_top1", "knn5", LAST, TABLE3, SIZES),
     Beside("3", "knn200_top1", "knn200", LAST, published_names(moco_sym=SYMMETRIC), MOCO_SIZES),
     Beside("README", "knn200_top1", "knn200", LAST, published_names(moco=ASYMMETRIC), MOCO_SIZES),
+    Beside("4", "linear_top1", "linear", LAST, TABLE4, {"ImageNet-1k": IMAGENET | dict(preset="moco_imagenet")}),
     Beside("README", "top1", "", NO_PROTOCOL, {}, {}),
     Beside("Fig8", "top1", "", NO_PROTOCOL, {}, {}))
 

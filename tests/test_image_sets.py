@@ -424,7 +424,7 @@ def test_the_page_of_data_sets_says_what_the_readers_know():
     for name, archive in archives.items():
         sizes, folder, address, md5, _ = table[name]
         assert sizes == "{:,}, {:,}, {}".format(*archive.sizes) and folder == f"`{archive.folder}/`"
-        assert address == f"`{archive.url}`" and md5 == f"`{archive.md5}`"
+        assert address.endswith(f"]({archive.url})") and md5 == f"`{archive.md5}`"
     for name, sizes in image_sets.SIZES.items():
         assert table[name][0] == "{:,}, {:,}, {}".format(*sizes)
     theirs = dict(cifar10=CIFAR10, cifar100=CIFAR100, stl10=STL10)

@@ -2288,6 +2288,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mixsupcon.papers.photos': { 'mixsupcon.papers.photos.amix': ('papers/photos.html#amix', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.amix_contrastive': ( 'papers/photos.html#amix_contrastive',
                                                                                        'mixsupcon/papers/photos.py'),
+                                         'mixsupcon.papers.photos.beside_accuracy': ( 'papers/photos.html#beside_accuracy',
+                                                                                      'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.comparison': ( 'papers/photos.html#comparison',
                                                                                  'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.linear_evaluation': ( 'papers/photos.html#linear_evaluation',

@@ -39,7 +39,7 @@ MEANT = dict(   # the methods that a recipe is for
     amix_cifar100=AMIX, amix_tiny=AMIX, amix_imagenet=AMIX, amix_cub200=AMIX, amix_aircraft=AMIX,
     amix_cub200_full=AMIX, amix_aircraft_full=AMIX,
     amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL,
-    photos1000=PHOTOS, photos5000=PHOTOS, photos50000=PHOTOS)
+    photos500=PHOTOS, photos2500=PHOTOS, photos50000=PHOTOS)
 SIDES = dict(digits=16, digits50=16, wmse_authors_tiny_imagenet=64, wmse_authors_stl10=64, imix_imagenet=96,
              moco_imagenet=96, siam_imagenet=96, amix_imagenet=96, amix_cub200=96, amix_aircraft=96, amix_stl10=96,
              amix_cub200_full=96, amix_aircraft_full=96, amix_imagenet_ssl=96)

@@ -83,7 +83,7 @@ class Paper(NamedTuple):
     chapter: int = 100                       # where it stands in a report
     scales: tuple = ("small", "paper")       # those of its studies
 
-# %% ../../nbs/core/15_configure.ipynb #5ea881ae
+# %% ../../nbs/core/15_configure.ipynb #e6f5f0b2
 class Scale(NamedTuple):
     "How large all studies of a report are."
     about: str
@@ -95,7 +95,7 @@ class Scale(NamedTuple):
 
 SCALES = dict(
     small=Scale("Fifty of the bundled digits, ResNet-8, 80 epochs", "cpu", seeds=16, fewer=10, together=16),
-    photos=Scale("Part of the images of CIFAR-10, ResNet-8", "cpu", seeds=5, fewer=3, together=1, first=10),
+    photos=Scale("Part of the images of CIFAR-10, ResNet-8", "cpu", seeds=9, fewer=8, together=9, first=10),
     gpu=Scale("All images of CIFAR-10, ResNet-18, 100 epochs", "cuda", seeds=3, fewer=3, together=1, first=10),
     paper=Scale("The papers' data and recipes", "cuda", seeds=3, fewer=3, together=1))
 

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['OVERLAPS', 'RULES', 'OBJECT', 'Example', 'Scenes', 'annotations_digest', 'example', 'interpolated', 'best_objects',
-           'voc_precisions', 'right_ones', 'require_pycocotools', 'coco_precisions', 'coco_boxes', 'coco_rows',
-           'average_precision', 'read_voc_object', 'read_voc_file', 'require_images', 'read_voc', 'voc',
-           'read_coco_image', 'read_coco', 'learnable', 'coco', 'voc_annotation', 'write_voc', 'ground', 'place',
-           'draw_scene', 'draw_scenes']
+           'right_ones', 'joined', 'voc_precisions', 'require_pycocotools', 'coco_boxes', 'coco_rows',
+           'coco_precisions', 'average_precision', 'reason', 'read_voc_object', 'read_voc_file', 'require_images',
+           'read_voc', 'voc', 'read_coco_image', 'read_coco', 'learnable', 'coco', 'voc_annotation', 'write_voc',
+           'ground', 'place', 'draw_scene', 'draw_scenes']
 
-# %% ../../nbs/lab/18_boxes.ipynb #f2864e10
+# %% ../../nbs/lab/18_boxes.ipynb #582da9ce
 import io
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +21,10 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from ..core.options import project, stream
+from ..core.options import stream
 from .data import DataError, digest, digits, write
 
-# %% ../../nbs/lab/18_boxes.ipynb #934adb1f
+# %% ../../nbs/lab/18_boxes.ipynb #a7c28e11
 class Example(NamedTuple):
     "An image and what lies in it."
     path: str
@@ -44,8 +43,8 @@ class Scenes(NamedTuple):
 
 def annotations_digest(scenes: Scenes) -> str:
     "Sixteen digits for the boxes and classes of all images, and the names of their files."
-    parts = [repr((Path(one.path).name, one.size, one.labels.tolist(), one.ignored.tolist())).encode() + one.boxes.tobytes()
-             for one in scenes.train + scenes.test]
+    parts = [repr((Path(one.path).name, one.size, one.labels.tolist(), one.ignored.tolist())).encode()
+             + one.boxes.tobytes() for one in scenes.train + scenes.test]
     return digest(b"".join([repr((scenes.classes, scenes.rule, len(scenes.train))).encode(), *parts]))
 
 def example(path: str, size: tuple, rows: list) -> Example:
@@ -54,7 +53,7 @@ def example(path: str, size: tuple, rows: list) -> Example:
     return Example(str(path), size, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64),
                    np.array(ignored, bool), np.array(areas, np.float64))
 
-# %% ../../nbs/lab/18_boxes.ipynb #eb713a02
+# %% ../../nbs/lab/18_boxes.ipynb #cc7c4f69
 OVERLAPS = np.arange(50, 100, 5)/100   # the ten thresholds of IoU
 
 def interpolated(right: np.ndarray, objects: int, points: int = 11) -> float:
@@ -62,65 +61,52 @@ def interpolated(right: np.ndarray, objects: int, points: int = 11) -> float:
     hits = right.cumsum()
     precision = hits/np.arange(1, len(right) + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    needed = np.ceil(np.linspace(0, 1, points)*objects - 1e-9)   # objects found at each recall
+    needed = np.ceil(np.linspace(0, 1, points)*objects - 1e-9)   # objects detections at each recall
     first = np.searchsorted(hits, needed)                        # the detection that reaches it, if any does
     return float(np.append(best_from_here, 0)[first].mean())
 
-# %% ../../nbs/lab/18_boxes.ipynb #3facd291
-def best_objects(seen: Example, found: dict) -> tuple:
+# %% ../../nbs/lab/18_boxes.ipynb #01129a97
+def best_objects(seen: Example, detections: dict) -> tuple:
     "For each detection in an image, its largest IoU with an object of its class, and which object that is."
-    same = torch.as_tensor(found["labels"])[:, None] == torch.as_tensor(seen.labels)
-    iou = box_iou(torch.as_tensor(found["boxes"]).double(), torch.as_tensor(seen.boxes).double())*same
+    same = torch.as_tensor(detections["labels"])[:, None] == torch.as_tensor(seen.labels)
+    iou = box_iou(torch.as_tensor(detections["boxes"]).double(), torch.as_tensor(seen.boxes).double())*same
     none = iou.new_zeros(len(iou), 1)                # a last column, for images without objects
     best, which = torch.cat([iou, none], 1).max(1)
     return best.numpy(), which.numpy()
 
-def voc_precisions(examples: list, found: list, classes: list) -> np.ndarray:
-    "Average precisions (10, classes) by the rule of VOC 2007; NaN for a class that no image has."
-    best, owner = zip(*map(best_objects, examples, found))
-    starts = np.cumsum([0] + [len(one.labels) + 1 for one in examples[:-1]])   # each image has a place for "none"
-    best, owner = np.concatenate(best), np.concatenate([which + start for which, start in zip(owner, starts)])
-    ignored = np.concatenate([np.append(one.ignored, False) for one in examples])
-    scores, labels = (np.concatenate([np.asarray(one[name]) for one in found]) for name in ("scores", "labels"))
-    counted = np.concatenate([one.labels[~one.ignored] for one in examples])
-    table = np.full((len(OVERLAPS), len(classes)), np.nan)
-    for label in np.unique(counted):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        for i, overlap in enumerate(OVERLAPS):
-            right = right_ones(best[rows] > overlap, owner[rows], ignored)
-            table[i, label - 1] = interpolated(right, (counted == label).sum())
-    return table
-
 def right_ones(hits: np.ndarray, owner: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    "Which of the detections that count are right: those that hit an object first, the surest first."
+    "Which of the detections that count are right: those that are the first to hit an object."
     first = np.zeros(len(hits), bool)
     first[np.unique(np.where(hits, owner, -1), return_index=True)[1]] = True
     return (hits & first)[~(hits & ignored[owner])]
 
-# %% ../../nbs/lab/18_boxes.ipynb #9b7e8bf0
+# %% ../../nbs/lab/18_boxes.ipynb #0cc502cb
+def joined(detections: list, name: str) -> np.ndarray:
+    "What the detections of all images say, one image after another."
+    return np.concatenate([np.asarray(one[name]) for one in detections])
+
+def voc_precisions(examples: list, detections: list, classes: list) -> np.ndarray:
+    "Average precisions (10, classes) by the rule of VOC 2007; NaN for a class that no image has."
+    best, owner = zip(*map(best_objects, examples, detections))
+    starts = np.cumsum([0] + [len(one.labels) + 1 for one in examples[:-1]])   # in each image a place for "none"
+    best, owner = np.concatenate(best), np.concatenate([which + start for which, start in zip(owner, starts)])
+    ignored = np.concatenate([np.append(one.ignored, False) for one in examples])
+    objects = np.concatenate([one.labels[~one.ignored] for one in examples])
+    scores, labels = joined(detections, "scores"), joined(detections, "labels")
+    table = np.full((len(OVERLAPS), len(classes)), np.nan)
+    for label in np.unique(objects):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        for i, overlap in enumerate(OVERLAPS):
+            right = right_ones(best[rows] > overlap, owner[rows], ignored)
+            table[i, label - 1] = interpolated(right, (objects == label).sum())
+    return table
+
+# %% ../../nbs/lab/18_boxes.ipynb #4511914e
 def require_pycocotools() -> None:
     "Say what to install where COCO's own code is missing."
     if find_spec("pycocotools") is None:
         raise DataError("COCO's files and its average precision need pycocotools: pip install 'mixsupcon[detection]'")
-
-def coco_precisions(examples: list, found: list, classes: list) -> np.ndarray:
-    "Average precisions (10, classes) by COCO's own code; NaN for a class that no image has."
-    require_pycocotools()
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-    truth, boxes = COCO(), [box for i, one in enumerate(examples) for box in coco_boxes(i, one)]
-    truth.dataset = dict(images=[dict(id=i) for i in range(len(examples))],
-                         categories=[dict(id=i + 1) for i in range(len(classes))],
-                         annotations=[dict(id=i, **box) for i, box in enumerate(boxes, 1)])   # 0 would be no match
-    rows = np.concatenate([coco_rows(i, one) for i, one in enumerate(found)])
-    with redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        judged = COCOeval(truth, truth.loadRes(rows) if len(rows) else COCO(), "bbox")
-        judged.evaluate()
-        judged.accumulate()
-    precision = judged.eval["precision"][:, :, :, 0, -1]   # (10, 101 recalls, classes), of all sizes
-    return np.where(precision < 0, np.nan, precision).mean(1)
 
 def coco_boxes(i: int, one: Example) -> list:
     "The objects of an image as COCO's code takes them."
@@ -128,24 +114,47 @@ def coco_boxes(i: int, one: Example) -> list:
     return [dict(image_id=i, bbox=box, category_id=int(label), iscrowd=int(crowd), area=float(area))
             for box, label, crowd, area in zip(sides, one.labels, one.ignored, one.areas)]
 
-def coco_rows(i: int, found: dict) -> np.ndarray:
+def coco_rows(i: int, detections: dict) -> np.ndarray:
     "The detections of an image as COCO's code takes them: image, left, top, width, height, score, class."
-    boxes = np.asarray(found["boxes"], float).reshape(-1, 4)
-    ends = [np.asarray(found[name], float)[:, None] for name in ("scores", "labels")]
+    boxes = np.asarray(detections["boxes"], float).reshape(-1, 4)
+    ends = [np.asarray(detections[name], float)[:, None] for name in ("scores", "labels")]
     return np.hstack([np.full((len(boxes), 1), i), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], *ends])
 
-# %% ../../nbs/lab/18_boxes.ipynb #9357cae6
+# %% ../../nbs/lab/18_boxes.ipynb #3963ca2d
+def coco_precisions(examples: list, detections: list, classes: list) -> np.ndarray:
+    "Average precisions (10, classes) by COCO's own code; NaN for a class that no image has."
+    require_pycocotools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    truth, boxes = COCO(), [box for i, one in enumerate(examples) for box in coco_boxes(i, one)]
+    truth.dataset = dict(
+        images=[dict(id=i) for i in range(len(examples))], categories=[dict(id=i + 1) for i in range(len(classes))],
+        annotations=[dict(id=i, **box) for i, box in enumerate(boxes, 1)])   # from 1: it takes 0 for no match
+    rows = np.concatenate([coco_rows(i, one) for i, one in enumerate(detections)])
+    with redirect_stdout(io.StringIO()):   # it prints
+        truth.createIndex()
+        judged = COCOeval(truth, truth.loadRes(rows) if len(rows) else COCO(), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+    precision = judged.eval["precision"][:, :, :, 0, -1]   # (10, 101 recalls, classes), of all sizes
+    return np.where(precision < 0, np.nan, precision).mean(1)
+
+# %% ../../nbs/lab/18_boxes.ipynb #06857573
 RULES = dict(voc07=voc_precisions, coco=coco_precisions)
 
-def average_precision(scenes: Scenes, found: list) -> dict:
+def average_precision(scenes: Scenes, detections: list) -> dict:
     "AP, AP50 and AP75 of detections in the test images, in that order of images, and the AP of each class."
-    table = RULES[scenes.rule](scenes.test, found, scenes.classes)
+    table = RULES[scenes.rule](scenes.test, detections, scenes.classes)
     by_class = dict(zip(scenes.classes, table.mean(0)))
     mean = dict(AP=np.nanmean(table), AP50=np.nanmean(table[0]), AP75=np.nanmean(table[5]))
     return {name: float(value) for name, value in mean.items()} | dict(
         classes={name: float(value) for name, value in by_class.items() if np.isfinite(value)})
 
-# %% ../../nbs/lab/18_boxes.ipynb #dd60fc45
+# %% ../../nbs/lab/18_boxes.ipynb #cfd64115
+def reason(error: Exception) -> str:
+    "Why a file does not say what it should, in words."
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
 def read_voc_object(entry: dict, size: tuple, classes: dict) -> tuple:
     "Box, label, whether it is difficult, and area, of one object of an annotation."
     left, top, right, bottom = (float(entry["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
@@ -165,16 +174,17 @@ def read_voc_file(path: str, image: str, classes: dict) -> Example:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SyntaxError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged, or no annotation in VOC's form ({error!r}): restore it") from None
+        raise DataError(f"{path} is damaged, or no annotation in VOC's form ({reason(error)}): restore it") from None
 
-# %% ../../nbs/lab/18_boxes.ipynb #4c7c16ee
+# %% ../../nbs/lab/18_boxes.ipynb #e5f21c29
 def require_images(examples: list) -> list:
     "The examples, if there are any and all their files are there."
     folders = {Path(one.path).parent for one in examples}
-    there = {str(path) for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    gone = [one.path for one in examples if one.path not in there]
+    files = {str(path) for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    gone = [one.path for one in examples if one.path not in files]
     if gone:
-        raise DataError(f"{gone[0]} is missing{f', and {len(gone) - 1} more' if gone[1:] else ''}: unpack the images too")
+        more = f" and {len(gone) - 1} more" if gone[1:] else ""
+        raise DataError(f"{gone[0]} is missing{more}: unpack the images too")
     return examples
 
 def read_voc(root: Path, part: tuple, classes: dict) -> list:
@@ -187,19 +197,19 @@ def read_voc(root: Path, part: tuple, classes: dict) -> list:
         raise DataError(f"there is no {lists}: unpack VOC {part[0]} in {root}, or pass data_dir") from None
     return require_images([read_voc_file(*paths, classes) for paths in zip(source.annotations, source.images)])
 
-def voc(root: Path, train: list = [("2007", "trainval"), ("2012", "trainval")]) -> Scenes:
+def voc(root: Path, train: tuple = (("2007", "trainval"), ("2012", "trainval"))) -> Scenes:
     "VOC's parts to learn from, and its test images of 2007; classes are those of the training images."
     classes: dict = {}
     learned = [one for part in train for one in read_voc(root, part, classes)]
     names = sorted(classes)
     judged = read_voc(root, ("2007", "test"), classes)
     if len(classes) > len(names):
-        raise DataError(f"no training image in {root} has a {[*classes][-1]}, which test images have: correct the lists")
+        raise DataError(f"no training image in {root} has a {[*classes][-1]}, as test images have: correct the lists")
     in_order = np.array([0] + [names.index(name) + 1 for name in classes])
     learned, judged = ([one._replace(labels=in_order[one.labels]) for one in part] for part in (learned, judged))
     return Scenes(learned, judged, names, "voc07")
 
-# %% ../../nbs/lab/18_boxes.ipynb #8fd453c1
+# %% ../../nbs/lab/18_boxes.ipynb #ae7abeee
 def read_coco_image(root: Path, entry: dict, objects: list, labels: dict) -> Example:
     "The example of an image of COCO with its objects."
     rows = []
@@ -221,15 +231,16 @@ def read_coco(root: Path, part: str) -> tuple:
         labels = {i: label for label, i in enumerate(sorted(source.cats), 1)}
         strange = {*source.imgToAnns} - {*source.imgs}
         if not classes or not source.imgs or strange:
-            raise ValueError(f"an object of image {min(strange)}, which it does not list" if strange else "nothing in it")
+            raise ValueError(f"an object of image {min(strange)}, which it does not list" if strange else "no images")
         return require_images([read_coco_image(root/part, source.imgs[i], source.imgToAnns[i], labels)
                                for i in sorted(source.imgs)]), classes
     except OSError as error:
         where = f"unpack COCO in {root}, or pass data_dir"
         raise DataError(f"{path} cannot be read ({error.strerror or error}): {where}") from None
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged, or not in COCO's form ({error!r}): unpack it again") from None
+        raise DataError(f"{path} is damaged, or not in COCO's form ({reason(error)}): unpack it again") from None
 
+# %% ../../nbs/lab/18_boxes.ipynb #95c36af3
 def learnable(one: Example) -> Example:
     "An example without crowds and empty boxes."
     rows = ~one.ignored & (one.boxes[:, :2] < one.boxes[:, 2:]).all(1)
@@ -242,7 +253,7 @@ def coco(root: Path) -> Scenes:
         raise DataError(f"the classes of train2017 and val2017 in {root} differ: unpack both again")
     return Scenes([one for one in map(learnable, learned) if len(one.labels)], judged, classes, "coco")
 
-# %% ../../nbs/lab/18_boxes.ipynb #2df20a49
+# %% ../../nbs/lab/18_boxes.ipynb #9f6c1cec
 OBJECT = """
 \t<object>
 \t\t<name>{name}</name>
@@ -265,6 +276,7 @@ def voc_annotation(file: str, size: tuple, objects: list) -> str:
     return (f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{escape(file)}</filename>\n"
             f"\t<size>\n\t\t{sides}\n\t</size>\n\t<segmented>0</segmented>{''.join(entries)}\n</annotation>\n")
 
+# %% ../../nbs/lab/18_boxes.ipynb #2c37daed
 def write_voc(root: Path, part: str, scenes: list) -> None:
     "Write (image (H, W, 3) uint8, objects) as the part `trainval` or `test` of VOC 2007; the list of them last."
     from PIL import Image
@@ -278,12 +290,12 @@ def write_voc(root: Path, part: str, scenes: list) -> None:
         write(base/"Annotations"/f"{names[-1]}.xml", text.encode())
     write(base/"ImageSets"/"Main"/f"{part}.txt", "".join(f"{name}\n" for name in names).encode())
 
-# %% ../../nbs/lab/18_boxes.ipynb #869da1a3
+# %% ../../nbs/lab/18_boxes.ipynb #b8cc55a2
 def ground(side: int, draw: torch.Generator) -> torch.Tensor:
     "Coloured ground (3, side, side) with soft spots and noise, from 0 to 1."
     spots = torch.rand(1, 3, 5, 5, generator=draw)*.5
     smooth = torch.nn.functional.interpolate(spots, (side, side), mode="bicubic", align_corners=True)[0]
-    return (smooth + .04*torch.randn(3, side, side, generator=draw)).clamp(0, 1)
+    return (smooth + .02*torch.randn(3, side, side, generator=draw)).clamp(0, 1)
 
 def place(scene: torch.Tensor, ink: torch.Tensor, taken: list, faint: bool, draw: torch.Generator) -> tuple | None:
     "Put a digit, its ink (1, h, h) from 0 to 1, somewhere into a scene where nothing lies; its box if there is room."
@@ -299,6 +311,7 @@ def place(scene: torch.Tensor, ink: torch.Tensor, taken: list, faint: bool, draw
     part += mask*(colour - part)
     return box
 
+# %% ../../nbs/lab/18_boxes.ipynb #3bc87a11
 def draw_scene(x: torch.Tensor, y: torch.Tensor, side: int, draw: torch.Generator) -> tuple:
     "A scene (side, side, 3) of two to five of the digits `x` with classes `y`, and its objects."
     scene, objects = ground(side, draw), []

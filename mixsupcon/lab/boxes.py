@@ -53,7 +53,7 @@ def example(path: str, size: tuple, rows: list) -> Example:
     return Example(str(path), size, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64),
                    np.array(ignored, bool), np.array(areas, np.float64))
 
-# %% ../../nbs/lab/18_boxes.ipynb #cc7c4f69
+# %% ../../nbs/lab/18_boxes.ipynb #aba456b4
 OVERLAPS = np.arange(50, 100, 5)/100   # the ten thresholds of IoU
 
 def interpolated(right: np.ndarray, objects: int, points: int = 11) -> float:
@@ -61,8 +61,8 @@ def interpolated(right: np.ndarray, objects: int, points: int = 11) -> float:
     hits = right.cumsum()
     precision = hits/np.arange(1, len(right) + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    needed = np.ceil(np.linspace(0, 1, points)*objects - 1e-9)   # objects detections at each recall
-    first = np.searchsorted(hits, needed)                        # the detection that reaches it, if any does
+    needed = np.ceil(np.linspace(0, 1, points)*objects - 1e-9)   # objects reached at each recall
+    first = np.searchsorted(hits, needed)                        # the detection that reaches as many
     return float(np.append(best_from_here, 0)[first].mean())
 
 # %% ../../nbs/lab/18_boxes.ipynb #01129a97

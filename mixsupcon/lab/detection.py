@@ -237,16 +237,17 @@ def encoder_folder(run: str = "", weights: str = "", arch: str = "", image_size:
     report_run(folder, run, "fine-tuning")
     return folder
 
-# %% ../../nbs/lab/19_detection.ipynb #a51549b3
+# %% ../../nbs/lab/19_detection.ipynb #5245401d
 def check_encoder(encoder: Encoder, cfg: Tuning) -> None:
     "Refuse an encoder without maps, and one of small images where it would be shown large ones."
     stages = stages_of(encoder.net)
     require(len(stages) > 1, f"{encoder.arch} has no stages layer1, layer2, …, whose maps a detector needs: "
             "take a run of a ResNet or a ResNeXt")
     largest = numbers_in(cfg.sides, "sides")[-1]
-    require(stages[0].stride > 2 or largest <= 256, f"{encoder.arch} for {encoder.image_size} pixels makes maps as "
-            f"large as its images, which at {largest} pixels takes 16 times the memory and time of a ResNet for "
-            "photographs: pass sides of at most 256, or take a run with images above 64 pixels")
+    times = (4//min(stages[0].stride, 4))**2
+    require(times == 1 or largest <= 256, f"{encoder.arch} for {encoder.image_size} pixels has the stem of small "
+            f"images, whose maps take {times} times the memory and time of one for photographs, too much at {largest} "
+            "pixels: pass sides of at most 256, or take a run with images above 64 pixels")
 
 def make_detector(encoder: Encoder, classes: int, cfg: Tuning) -> nn.Module:
     "A Faster R-CNN on an encoder; its own layers are the same for the same seed, whatever the encoder."

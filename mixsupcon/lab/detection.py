@@ -6,7 +6,7 @@
 __all__ = ['pd', 'NECKS', 'PRESETS', 'IMAGENET', 'SAVE_SECONDS', 'SHOWN', 'VOC07', 'DATA', 'FOUND', 'Stage', 'stages_of', 'trunk',
            'AlignedPool', 'anchors', 'box_predictor', 'c4', 'fpn', 'Tuning', 'Preset', 'numbers_in', 'tuning', 'rate',
            'Encoder', 'encoder_from', 'read_encoder', 'encoder_folder', 'check_encoder', 'make_detector', 'rows_of',
-           'load_image', 'load_flipped', 'load_ahead', 'batch_of', 'drawing', 'on_device', 'optimizer_of', 'train_step',
+           'batch_of', 'load_image', 'load_flipped', 'load_ahead', 'drawing', 'on_device', 'optimizer_of', 'train_step',
            'measure_norms', 'detect', 'Stopped', 'tensors_of', 'restore', 'judged', 'Course', 'take', 'train_detector',
            'surest', 'Source', 'load_scenes', 'record_name', 'device_for', 'fine_tune', 'make_record', 'records_of',
            'all_records', 'detection_table', 'published_detection', 'draw_precision', 'draw_box', 'draw_boxes']
@@ -258,7 +258,7 @@ def make_detector(encoder: Encoder, classes: int, cfg: Tuning) -> nn.Module:
             image_std=encoder.std, box_batch_size_per_image=cfg.proposals, rpn_pre_nms_top_n_train=cfg.candidates,
             rpn_pre_nms_top_n_test=cfg.candidates//2, **NECKS[cfg.neck](encoder.net, classes))
 
-# %% ../../nbs/lab/19_detection.ipynb #1dd75c89
+# %% ../../nbs/lab/19_detection.ipynb #c6f088d6
 def rows_of(n: int, cfg: Tuning, step: int) -> list:
     "Which of `n` images a step sees: one random order of all after another."
     places = range(step*cfg.batch_size, (step + 1)*cfg.batch_size)
@@ -266,6 +266,12 @@ def rows_of(n: int, cfg: Tuning, step: int) -> list:
               for epoch in {place//n for place in places}}
     return [orders[place//n][place % n] for place in places]
 
+def batch_of(examples: list, cfg: Tuning, step: int) -> list:
+    "The examples of a step, each with whether it is flipped."
+    flips = torch.rand(cfg.batch_size, generator=stream(cfg.seed, "detection flips", step)) < .5
+    return [(examples[i], flip) for i, flip in zip(rows_of(len(examples), cfg, step), flips.tolist())]
+
+# %% ../../nbs/lab/19_detection.ipynb #a117ce86
 def load_image(one: Example) -> torch.Tensor:
     "The image (3, H, W) of an example; one of another size than its annotation says is refused."
     image = decode(one.path)
@@ -291,11 +297,6 @@ def load_ahead(groups: Iterable[list]) -> Iterator[list]:
             if len(waiting) > 1:
                 yield [one.result() for one in waiting.popleft()]
         yield from ([one.result() for one in group] for group in waiting)
-
-def batch_of(examples: list, cfg: Tuning, step: int) -> list:
-    "The examples of a step, each with whether it is flipped."
-    flips = torch.rand(cfg.batch_size, generator=stream(cfg.seed, "detection flips", step)) < .5
-    return [(examples[i], flip) for i, flip in zip(rows_of(len(examples), cfg, step), flips.tolist())]
 
 # %% ../../nbs/lab/19_detection.ipynb #c43ea2c5
 @contextmanager

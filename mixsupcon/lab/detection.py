@@ -7,9 +7,10 @@ __all__ = ['pd', 'NECKS', 'PRESETS', 'IMAGENET', 'SAVE_SECONDS', 'SHOWN', 'VOC07
            'AlignedPool', 'anchors', 'box_predictor', 'c4', 'fpn', 'Tuning', 'Preset', 'numbers_in', 'tuning', 'rate',
            'Encoder', 'encoder_from', 'read_encoder', 'encoder_folder', 'check_encoder', 'make_detector', 'rows_of',
            'batch_of', 'load_image', 'load_flipped', 'load_ahead', 'drawing', 'on_device', 'optimizer_of', 'train_step',
-           'measure_norms', 'detect', 'Stopped', 'tensors_of', 'restore', 'judged', 'Course', 'take', 'train_detector',
-           'surest', 'Source', 'load_scenes', 'record_name', 'device_for', 'fine_tune', 'make_record', 'records_of',
-           'all_records', 'detection_table', 'published_detection', 'draw_precision', 'draw_box', 'draw_boxes']
+           'measure_norms', 'detect', 'Stopped', 'tensors_of', 'restore', 'judged', 'Course', 'surest', 'take',
+           'train_detector', 'Source', 'load_scenes', 'record_name', 'device_for', 'fine_tune', 'make_record',
+           'records_of', 'all_records', 'detection_table', 'published_detection', 'draw_precision', 'draw_box',
+           'draw_boxes']
 
 # %% ../../nbs/lab/19_detection.ipynb #99f84fc9
 import itertools, time
@@ -298,7 +299,7 @@ def load_ahead(groups: Iterable[list]) -> Iterator[list]:
                 yield [one.result() for one in waiting.popleft()]
         yield from ([one.result() for one in group] for group in waiting)
 
-# %% ../../nbs/lab/19_detection.ipynb #c43ea2c5
+# %% ../../nbs/lab/19_detection.ipynb #7094e209
 @contextmanager
 def drawing(cfg: Tuning, purpose: str, step: int, device: torch.device) -> Iterator[None]:
     "Seed what torchvision draws from: the scale of an image, and which proposals the loss sees."
@@ -312,6 +313,7 @@ def on_device(batch: list, device: torch.device) -> tuple:
     return ([x.to(device, non_blocking=True)/255 for x in images],
             [{name: v.to(device) for name, v in target.items()} for target in targets])
 
+# %% ../../nbs/lab/19_detection.ipynb #74eeaf51
 def optimizer_of(net: nn.Module, cfg: Tuning) -> torch.optim.Optimizer:
     "SGD with momentum; batch norm is not decayed."
     norms = {id(p) for part in net.modules() if isinstance(part, nn.BatchNorm2d) for p in part.parameters()}
@@ -446,7 +448,16 @@ class Course:
         save_checkpoint(self.work, self.step, tensors_of(self.net, self.optimizer), state)
         self.saved = time.monotonic()
 
-# %% ../../nbs/lab/19_detection.ipynb #bca3e8cc
+# %% ../../nbs/lab/19_detection.ipynb #131646f5
+SHOWN = 8   # test images whose detections are recorded
+
+def surest(detections: dict, least: float = .1) -> dict:
+    "The surest detections of an image, at most one at a place, with at least that score, as lists."
+    rows = nms(*(torch.as_tensor(detections[name]) for name in ("boxes", "scores")), .5).numpy()
+    rows = rows[detections["scores"][rows] >= least]
+    return {name: np.round(v[rows], 3).tolist() for name, v in detections.items()}
+
+# %% ../../nbs/lab/19_detection.ipynb #aed32e8c
 def take(course: Course, batch: list) -> None:
     "Take a step; log, judge and save where that is due."
     cfg = course.cfg
@@ -462,6 +473,7 @@ def take(course: Course, batch: list) -> None:
     if course.stopping:
         raise Stopped(f"stopped after step {course.step} of {cfg.steps}; run it again to go on")
 
+# %% ../../nbs/lab/19_detection.ipynb #2db69538
 def train_detector(net: nn.Module, scenes: Scenes, cfg: Tuning, work: Path) -> dict:
     "Train a detector, as far as that is not done; its numbers, the course of them, and what it finds."
     work.mkdir(parents=True, exist_ok=True)
@@ -479,14 +491,6 @@ def train_detector(net: nn.Module, scenes: Scenes, cfg: Tuning, work: Path) -> d
     first = [dict(image=Path(one.path).name, **surest(seen)) for one, seen in zip(scenes.test[:SHOWN], detections)]
     return dict(rows=rows, classes=result["classes"], curve=read_log(work), detections=first,
                 seconds=round(course.seconds, 1))
-
-SHOWN = 8   # test images whose detections are recorded
-
-def surest(detections: dict, least: float = .1) -> dict:
-    "The surest detections of an image, at most one at a place, with at least that score, as lists."
-    rows = nms(*(torch.as_tensor(detections[name]) for name in ("boxes", "scores")), .5).numpy()
-    rows = rows[detections["scores"][rows] >= least]
-    return {name: np.round(v[rows], 3).tolist() for name, v in detections.items()}
 
 # %% ../../nbs/lab/19_detection.ipynb #566a6bc6
 VOC07 = (("2007", "trainval"),)
@@ -515,13 +519,14 @@ def record_name(data: str, cfg: Tuning, scenes: Scenes, encoder: Encoder) -> str
     key = digest(repr((settings, annotations_digest(scenes), encoder.weights)).encode())
     return f"detection-{data}-{cfg.neck}-s{cfg.seed}-{key[:8]}"
 
-# %% ../../nbs/lab/19_detection.ipynb #42fe85e3
+# %% ../../nbs/lab/19_detection.ipynb #0fec360e
 def device_for(device: str) -> torch.device:
     "A GPU if there is one and it is not forbidden."
     choose(dict(auto=1, cpu=1, cuda=1), device, "device")
     require(device != "cuda" or torch.cuda.is_available(), "device is cuda, but torch sees no GPU: leave it out")
     return torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
 
+# %% ../../nbs/lab/19_detection.ipynb #f379923b
 def fine_tune(folder: Path, data: str = "scenes", data_dir: str = "", preset: str = "", device: str = "auto",
               **given) -> dict:
     """The record of a detector that was fine-tuned from the encoder in a folder; what was done before is read.
@@ -555,7 +560,7 @@ def make_record(encoder: Encoder, scenes: Scenes, cfg: Tuning, name: str, where:
     finally:
         unlock(work)
 
-# %% ../../nbs/lab/19_detection.ipynb #b89ec56c
+# %% ../../nbs/lab/19_detection.ipynb #50fc6d88
 def records_of(folder: Path) -> list[dict]:
     "The records of a folder's fine-tunings, each with the name of the folder."
     names = sorted(path.stem for path in folder.glob("detection-*.json"))
@@ -568,6 +573,7 @@ def all_records(data: str, root: Path | None = None) -> list[dict]:
     folders = sorted({path.parent for path in paths})
     return [one for folder in folders for one in records_of(folder) if one["data"] == data]
 
+# %% ../../nbs/lab/19_detection.ipynb #4e86a93f
 def detection_table(records: list[dict]) -> "pd.DataFrame":
     "A row a fine-tuning: encoder, recipe, what differs from it, and average precisions in per cent."
     rows = []

@@ -40,7 +40,7 @@ def clean(notebook):
 
 def tidy(text):
     "Text without speed and remaining time of training, and without paths of temporary folders."
-    return re.sub(r"/tmp/\w+/", "", re.sub(r" +[\d,]+ views/s +[\d:]+ left", "", text))
+    return re.sub(r"/tmp/\w+/", "", re.sub(r"( +[\d,]+ views/s)? +[\d:]+ left", "", text))
 
 
 def joined(outputs):

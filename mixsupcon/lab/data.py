@@ -17,10 +17,10 @@ __all__ = ['torch', 'np', 'streaming', 'LARGE', 'HOST', 'KINDS', 'LITTER', 'TEST
            'assemble', 'shape_of', 'decode_once', 'some', 'describe_split', 'methods_without_classes', 'check_run',
            'reading_of', 'image_folder', 'read_words', 'named_files', 'check_files', 'list_tiny_imagenet',
            'tiny_imagenet', 'Archive', 'unpack', 'read_pairs', 'cub_files', 'aircraft_files', 'photographs',
-           'rank_in_class', 'subset', 'cifar10', 'targets', 'with_run']
+           'rank_in_class', 'subset', 'cifar10', 'loaded_later', 'size_of', 'targets', 'with_run']
 
-# %% ../../nbs/lab/00_data.ipynb #aa25e6bf
-import glob, hashlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
+# %% ../../nbs/lab/00_data.ipynb #9f1b32b6
+import glob, hashlib, importlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -1003,6 +1003,19 @@ DATASETS = dict(   # name: function of data_dir, image_size and download
     folder=image_folder,
     cub200=partial(photographs, cub_files, CUB200, NORMALISATIONS["imagenet"]),
     aircraft=partial(photographs, aircraft_files, AIRCRAFT, NORMALISATIONS["imagenet"]))
+
+# %% ../../nbs/lab/00_data.ipynb #fcb80c19
+def loaded_later(module: str, name: str, data_dir: Any, image_size: int, download: str) -> Dataset:
+    "The data set that a later notebook loads, whose examples are no images."
+    return getattr(importlib.import_module(f"mixsupcon.lab.{module}"), name)(data_dir, image_size, download)
+
+DATASETS.update({name: partial(loaded_later, "tables", name) for name in (
+    "wine", "breast_cancer", "covtype", "higgs", "table")})
+DATASETS.update({name: partial(loaded_later, "speech", name) for name in ("tones", "speech_commands")})
+
+def size_of(x: Any) -> Any:
+    "For what an encoder of these examples is made: the side of images, the sizes of the groups of a table's columns."
+    return x.shape[-1] if torch.is_tensor(x) else getattr(x, "size", x.shape[-1])
 
 # %% ../../nbs/lab/00_data.ipynb #2c57e2cd
 def targets(cfg: Any) -> dict:

@@ -254,7 +254,7 @@ def data_of(folder: Path) -> "data_module.Dataset":
         return data
     raise RunError(f"the data have changed since {folder.name} was trained on them")
 
-# %% ../../nbs/lab/06_experiment.ipynb #61d0d135
+# %% ../../nbs/lab/06_experiment.ipynb #e7dc2b85
 def judging_code(cfg: Config | None = None) -> dict:
     "The fingerprints of the code that judges features, and of what judges a classifier or masks where a run has them."
     functions = [evaluation.linear_of, evaluation.knn_of, evaluation.transfer_of]
@@ -262,7 +262,9 @@ def judging_code(cfg: Config | None = None) -> dict:
         functions += [evaluation.classifier_accuracy, evaluation.classifier_of]
     if cfg and learns_masks(cfg):
         functions.append(mixture_module.mixtures_of)
-    return code_of(*functions, *evaluation.CHOICES.values(), *evaluation.PROBE_VIEWS.values())
+    solved = cfg is not None and evaluation.protocol_of(cfg).choice == "pinv"
+    choices = [choice for name, choice in evaluation.CHOICES.items() if name != "pinv" or solved]
+    return code_of(*functions, *choices, *evaluation.PROBE_VIEWS.values())
 
 # %% ../../nbs/lab/06_experiment.ipynb #766db7a0
 def judge(cfg: Config, data: "data_module.Dataset", folder: Path) -> None:

@@ -55,7 +55,7 @@ class OwnImages:
 
 Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
-# %% ../../nbs/core/05_recipe.ipynb #d6cdd553
+# %% ../../nbs/core/05_recipe.ipynb #718c8149
 ROW_ARCHS = "mlp_small", "mlp_imix", "mlp_imix_norm"
 SOUND_ARCHS = "resnet8_mono", "resnet18_mono", "resnet50_mono"
 
@@ -73,7 +73,7 @@ class Examples:
         require(fits, f"arch {cfg.arch} does not take {self.kind}: pass arch {', '.join(self.encoders)}")
         for mixer in cfg.mixer.split() if cfg.strategy.mixes else ():
             fits = mixer in self.mixers or mixer not in methods.MIXER_NAMES
-            require(fits, f"mixer {mixer} needs pixels, and {self.kind} have none: pass mixer {', '.join(self.mixers)}")
+            require(fits, f"mixer {mixer} needs images, and these are {self.kind}: pass mixer {', '.join(self.mixers)}")
         plain = protocol_of(cfg).view == "none"
         require(plain, f"probe {cfg.probe} crops images, and these are {self.kind}: pass probe {', '.join(self.probes)}")
         require(not getattr(cfg.goal, "small_crops", 0), f"{self.kind} have no small crops: leave out small_crops")
@@ -84,12 +84,12 @@ def examples_of(cfg: Config) -> Examples | None:
     "The part of a run that says what its examples are; None for images."
     return next((part for part in cfg.parts if isinstance(part, Examples)), None)
 
-# %% ../../nbs/core/05_recipe.ipynb #9fbe0f49
+# %% ../../nbs/core/05_recipe.ipynb #d8fdeecb
 @dataclass(frozen=True)
 class Rows(Examples):
     "Rows of a table: numbers, and categories as 0 and 1."
     mask: Share = .2   # how often a number of a view is masked, which puts the mean of its column in its place
-    kind, encoders, mixers = "rows of a table", ROW_ARCHS, ("mixup", "inputmix", "manifoldmix", "none")
+    kind, encoders, mixers = "rows", ROW_ARCHS, ("mixup", "inputmix", "manifoldmix", "none")
 
     def check(self, cfg):
         super().check(cfg)
@@ -104,6 +104,9 @@ class Rows(Examples):
 
     def picture(self, x):
         return rows.picture(x)
+
+    def inputs(self, x, size):
+        return rows.inputs(x, size)
 
     def traced(self):
         return [rows.draw_mask, rows.masked, views.normalise, streaming.Raw]
@@ -128,8 +131,9 @@ class OwnTable(Rows):
     ignore: str = ""   # columns to leave out, such as an identifier, separated by commas
     missing: Literal["refuse", "mean", "median"] = "refuse"   # what takes the place of a number that is missing
     test_share: real(.01, .9) = .2   # share of each class held out for testing
+    free = ("target", "categorical", "ignore", "missing", "test_share")   # they are in the hash of the data
 
-# %% ../../nbs/core/05_recipe.ipynb #e3bdf9ec
+# %% ../../nbs/core/05_recipe.ipynb #6eff3d87
 @dataclass(frozen=True)
 class Sounds(Examples):
     "Sounds of a second, seen as 32 mel bands at 32 times."
@@ -141,7 +145,7 @@ class Sounds(Examples):
     shift: whole(0, 31) = 8   # frames that a view is moved by at most, 32 are a second
     noise: real(0, .99) = .45   # largest share of background noise
     silence: Share = .1   # silent training examples beside the sounds, as a share of them
-    kind, encoders = "spectrograms", SOUND_ARCHS
+    kind, encoders, channels = "sounds", SOUND_ARCHS, 1
     mixers = ("mixup", "cutmix", "resizemix", "fmix", "fmix_released", "inputmix", "manifoldmix", "none")
 
     def idle(self, cfg):
@@ -157,11 +161,14 @@ class Sounds(Examples):
     def picture(self, x):
         return sounds.picture(x)
 
+    def inputs(self, x, size):
+        return sounds.inputs(x)
+
     def traced(self):
         return [sounds.draw_changes, sounds.changed, views.normalise, streaming.Raw]
 
 EXAMPLES = dict(
-    wine=Rows, breast_cancer=Rows, covtype=CovType, higgs=Higgs, table=OwnTable, tones=Sounds, speech_commands=Sounds)
+    wine=Rows, breast_cancer=Rows, digits_rows=Rows, covtype=CovType, higgs=Higgs, table=OwnTable, tones=Sounds, speech_commands=Sounds)
 Data.choices["dataset"].update(EXAMPLES)
 
 # %% ../../nbs/core/05_recipe.ipynb #d2317d7d

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['torch', 'RATE', 'WINDOW', 'HOP', 'BANDS', 'FRAMES', 'MEAN', 'STD', 'mel_of', 'hertz_of', 'mel_bands', 'spectrum',
-           'decibels', 'log_mel', 'as_floats', 'at_speed', 'at_tempo', 'Changes', 'draw_changes', 'with_noise',
-           'changed', 'plain', 'picture']
+           'decibels', 'log_mel', 'as_floats', 'at_speed', 'at_tempo', 'moved', 'Changes', 'draw_changes', 'with_noise',
+           'where_drawn', 'changed', 'plain', 'inputs', 'picture']
 
-# %% ../../nbs/core/19_sounds.ipynb #08487046
+# %% ../../nbs/core/19_sounds.ipynb #1288aba7
 import math
 from typing import Any, NamedTuple
 
-from .options import Lazy
+from .options import Lazy, require
 
 torch = Lazy("torch")
 RATE, WINDOW, HOP, BANDS = 16_000, 2048, 512, 32   # samples a second; of a window, between windows; mel bands
@@ -64,21 +64,26 @@ def at_speed(samples: "torch.Tensor", speed: "torch.Tensor") -> "torch.Tensor":
     inside = place <= samples.shape[1] - 1
     return torch.where(inside, torch.lerp(*at, place - left), 0.)
 
-# %% ../../nbs/core/19_sounds.ipynb #8b3f6a7f
-def at_tempo(spectra: "torch.Tensor", tempo: "torch.Tensor", move: "torch.Tensor") -> "torch.Tensor":
-    "Complex spectra (N, F, T) at the tempos (N,), then `move` (N,) frames to the left; outside there is silence."
+# %% ../../nbs/core/19_sounds.ipynb #a2e54d03
+def at_tempo(spectra: "torch.Tensor", tempo: "torch.Tensor") -> "torch.Tensor":
+    "Complex spectra (N, F, T) at the tempos (N,), with as many frames; after the end, zeros."
     n, bins, frames = spectra.shape
-    longest = math.ceil(frames/tempo.min().item())
-    place = torch.arange(longest, device=spectra.device)*tempo[:, None]   # (N, longest), in frames
-    left, ends = place.long().clamp(max=frames), torch.nn.functional.pad(spectra, (0, 2))
-    a, b = (ends.gather(2, (left + i)[:, None].expand(n, bins, longest)) for i in (0, 1))
-    size = torch.lerp(a.abs(), b.abs(), (place - left)[:, None])
-    turn = b.angle() - a.angle()
-    phase = spectra[:, :, :1].angle() + turn.cumsum(2) - turn
-    made = torch.polar(size, phase)*(place < frames)[:, None]
-    to = torch.arange(frames, device=spectra.device) + move[:, None]   # (N, T)
-    inside = (to >= 0) & (to < longest)
-    return made.gather(2, to.clamp(0, longest - 1)[:, None].expand(n, bins, frames))*inside[:, None]
+    ends = torch.nn.functional.pad(spectra, (0, 2))
+    size, angle = ends.abs(), ends.angle()
+    place = torch.arange(frames, device=spectra.device)*tempo[:, None]   # (N, T)
+    left = place.long().clamp(max=frames)
+    at = [(left + i)[:, None].expand(n, bins, frames) for i in (0, 1)]
+    turn = angle.gather(2, at[1]) - angle.gather(2, at[0])
+    phase = angle[:, :, :1] + turn.cumsum(2) - turn
+    between = torch.lerp(size.gather(2, at[0]), size.gather(2, at[1]), (place - left)[:, None])
+    return torch.polar(between*(place < frames)[:, None], phase)
+
+def moved(spectra: "torch.Tensor", move: "torch.Tensor") -> "torch.Tensor":
+    "Spectra (N, F, T) `move` (N,) frames to the left, with zeros behind."
+    frames = spectra.shape[2]
+    place = torch.arange(frames, device=spectra.device) + move[:, None]   # (N, T)
+    inside = (place >= 0) & (place < frames)
+    return spectra.gather(2, place.clamp(0, frames - 1)[:, None].expand_as(spectra))*inside[:, None]
 
 # %% ../../nbs/core/19_sounds.ipynb #b648dce7
 class Changes(NamedTuple):
@@ -100,27 +105,45 @@ def draw_changes(options: Any, n: int, gen: "torch.Generator") -> Changes:
     move = some(-options.shift, options.shift + 1, 0.).floor().long()
     return Changes(loudness, speed, tempo, move, some(0., options.noise, 0.), torch.rand(n, generator=gen))
 
-# %% ../../nbs/core/19_sounds.ipynb #4aef8f25
+# %% ../../nbs/core/19_sounds.ipynb #a8129deb
 def with_noise(spectra: "torch.Tensor", share: "torch.Tensor", noise: "torch.Tensor") -> "torch.Tensor":
     "Spectra of which `share` (N,) is that of `noise`, float samples (N, T)."
     part = share[:, None, None]
     return (1 - part)*spectra + part*spectrum(noise)
 
+def where_drawn(x: "torch.Tensor", usual: float, change: Any, *drawn: "torch.Tensor") -> "torch.Tensor":
+    "`x`, whose memory is used, with `change(rows of x, rows of drawn)` where the first of the drawn is not `usual`."
+    rows = (drawn[0] != usual).nonzero()[:, 0]
+    if len(rows):
+        at, *values = (v.to(x.device) for v in (rows, *(v[rows] for v in drawn)))
+        x[at] = change(x[at], *values)
+    return x
+
 def changed(samples: "torch.Tensor", draw: Changes, noise: "torch.Tensor") -> "torch.Tensor":
     "The spectrograms (N, 1, 32, 32) of int16 or float samples after the drawn changes; `noise` (M, T) has the clips."
-    loudness, speed, tempo, move, share, clip = (v.to(samples.device) for v in draw)
-    spectra = spectrum(at_speed(as_floats(samples)*loudness[:, None], speed))
-    spectra = at_tempo(spectra, tempo, move)
+    loudness, speed, tempo, move, share, clip = draw
+    heard = as_floats(samples)*loudness.to(samples.device)[:, None]
+    spectra = spectrum(where_drawn(heard, 1., at_speed, speed))
+    spectra = where_drawn(where_drawn(spectra, 1., at_tempo, tempo), 0, moved, move)
     if len(noise):
-        spectra = with_noise(spectra, share, as_floats(noise[(clip*len(noise)).long()]))
+        def noisy(spectra, share, rows):
+            return with_noise(spectra, share, as_floats(noise[rows]))
+        spectra = where_drawn(spectra, 0., noisy, share, (clip*len(noise)).long())
     return log_mel(spectra)
 
-# %% ../../nbs/core/19_sounds.ipynb #ca39a6c3
+# %% ../../nbs/core/19_sounds.ipynb #4b592b69
 MEAN, STD = (-40.,), (20.,)
 
 def plain(samples: "torch.Tensor") -> "torch.Tensor":
     "The spectrograms (N, 1, 32, 32) of int16 or float samples as they are."
     return log_mel(spectrum(as_floats(samples)))
+
+def inputs(samples: Any) -> "torch.Tensor":
+    "The spectrograms of sounds of a second (N, 16000), a tensor or an array of int16 or of floats from -1 to 1."
+    samples = torch.as_tensor(samples)
+    fits = samples.ndim == 2 and samples.shape[1] == RATE
+    require(fits, f"sounds must be (N, {RATE}), a second at {RATE:,} Hz each, not {tuple(samples.shape)}")
+    return plain(samples)
 
 def picture(x: "torch.Tensor") -> "torch.Tensor":
     "Pictures (N, 3, 32, 32), from 0 to 1, of spectrograms as a network takes them; low bands are below."

@@ -1004,13 +1004,13 @@ DATASETS = dict(   # name: function of data_dir, image_size and download
     cub200=partial(photographs, cub_files, CUB200, NORMALISATIONS["imagenet"]),
     aircraft=partial(photographs, aircraft_files, AIRCRAFT, NORMALISATIONS["imagenet"]))
 
-# %% ../../nbs/lab/00_data.ipynb #fcb80c19
+# %% ../../nbs/lab/00_data.ipynb #378b3cfe
 def loaded_later(module: str, name: str, data_dir: Any, image_size: int, download: str) -> Dataset:
     "The data set that a later notebook loads, whose examples are no images."
     return getattr(importlib.import_module(f"mixsupcon.lab.{module}"), name)(data_dir, image_size, download)
 
 DATASETS.update({name: partial(loaded_later, "tables", name) for name in (
-    "wine", "breast_cancer", "covtype", "higgs", "table")})
+    "wine", "breast_cancer", "digits_rows", "covtype", "higgs", "table")})
 DATASETS.update({name: partial(loaded_later, "speech", name) for name in ("tones", "speech_commands")})
 
 def size_of(x: Any) -> Any:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'CLASSES', 'NOISE', 'FOLDER', 'WORDS', 'SPEECH', 'ARCHIVE', 'read_wav', 'one_second', 'write_wav',
-           'read_list', 'list_words', 'class_number', 'read_noise', 'dataset_of', 'draw_word', 'draw_noise', 'tones',
-           'write_tones', 'speech_folder', 'speech_commands']
+           'read_list', 'list_words', 'class_number', 'read_noise', 'dataset_of', 'draw_word', 'draw_noise',
+           'drawn_tones', 'tones', 'write_tones', 'speech_folder', 'speech_commands']
 
-# %% ../../nbs/lab/19_speech.ipynb #4ad4350c
+# %% ../../nbs/lab/19_speech.ipynb #6c40e232
 import math, wave
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def class_number(word: str) -> int:
     "The class of a word."
     return CLASSES.index(word if word in COMMANDS else "unknown")
 
-# %% ../../nbs/lab/19_speech.ipynb #7b72b19d
+# %% ../../nbs/lab/19_speech.ipynb #a4c783ff
 def read_noise(root: Path) -> np.ndarray:
     "The background noise in seconds, int16 (M, 16000)."
     files = [read_wav(path) for path in sorted((root/NOISE).glob("*.wav"))]
@@ -90,14 +91,14 @@ def dataset_of(train: np.ndarray, train_y: list, test: np.ndarray, test_y: list,
     n = round(silence*len(train))
     train = np.concatenate([train, np.zeros((n, sounds.RATE), np.int16)])
     noise, size = torch.from_numpy(noise), sounds.BANDS
-    parts = [Raw(torch.from_numpy(x), sounds.plain, size, noise=noise) for x in (train, test)]
+    parts = [Raw(torch.from_numpy(x.copy()), sounds.plain, size, noise=noise) for x in (train, test)]
     labels = [torch.tensor([*train_y, *[CLASSES.index("silence")]*n]), torch.tensor(test_y)]
     for x, y, part in zip(parts, labels, ("training", "test")):
         check_labels(x, y, CLASSES, part)
     check_classes(*labels, CLASSES)
     return Dataset(parts[0], labels[0], parts[1], labels[1], CLASSES, sounds.MEAN, sounds.STD)
 
-# %% ../../nbs/lab/19_speech.ipynb #34a5ea4f
+# %% ../../nbs/lab/19_speech.ipynb #f04f0aa7
 WORDS = *COMMANDS, "bed", "cat", "house", "tree"
 
 def draw_word(word: str, rng: Any) -> np.ndarray:
@@ -106,10 +107,11 @@ def draw_word(word: str, rng: Any) -> np.ndarray:
     start, stop = ((260 + 90*(number*k % 7), 900 + 260*(number*k % 9)) for k in (3, 5))   # Hz, of both formants
     length, pitch = rng.uniform(.45, .75), rng.uniform(95, 240)
     t = np.arange(int(length*sounds.RATE))/sounds.RATE
-    along, harmonics = t/length, np.arange(1, 24)[:, None]
-    formants = [a + (b - a)*along for a, b in zip(start, stop)]
-    voice = pitch*(1 + .08*rng.randn()*along)
-    strength = sum(np.exp(-((harmonics*voice - f)/(90 + .09*f))**2) for f in formants) + .02
+    along, harmonics = t/length, np.arange(1, 17)[:, None]
+    voice, few = pitch*(1 + .08*rng.randn()*along), slice(None, None, 50)   # strengths change slowly
+    formants = [a + (b - a)*along[few] for a, b in zip(start, stop)]
+    strength = sum(np.exp(-((harmonics*voice[few] - f)/(90 + .09*f))**2) for f in formants) + .02
+    strength = strength.repeat(50, 1)[:, :len(t)]
     tone = (strength*np.sin(2*math.pi*harmonics*np.cumsum(voice)/sounds.RATE)).sum(0)*np.sin(math.pi*along)**.6
     samples = np.zeros(sounds.RATE)
     at = rng.randint(sounds.RATE - len(tone) + 1)
@@ -122,12 +124,18 @@ def draw_noise(n: int, rng: Any) -> np.ndarray:
     noise = noise - np.linspace(noise[:, 0], noise[:, -1], sounds.RATE, axis=1)
     return (.3*2**15*noise/abs(noise).max(1, keepdims=True)).astype(np.int16)
 
+@cache
+def drawn_tones(each: tuple) -> tuple:
+    "Words of drawn tones, each said so often for training and for testing, and noise."
+    rng = np.random.RandomState(0)
+    parts = [np.stack([draw_word(word, rng) for word in WORDS for _ in range(n)]) for n in each]
+    return *parts, draw_noise(8, rng)
+
 def tones(data_dir: Any, image_size: int, download: str, each: tuple = (12, 10)) -> Dataset:
     "Fourteen words of drawn tones, `each` said so often for training and for testing."
-    rng = np.random.RandomState(0)
-    parts = [(np.stack([draw_word(word, rng) for word in WORDS for _ in range(n)]),
-              [class_number(word) for word in WORDS for _ in range(n)]) for n in each]
-    return dataset_of(*parts[0], *parts[1], draw_noise(8, rng), getattr(RUN.get(), "silence", .1))
+    train, test, noise = drawn_tones(each)
+    labels = [[class_number(word) for word in WORDS for _ in range(n)] for n in each]
+    return dataset_of(train, labels[0], test, labels[1], noise.copy(), getattr(RUN.get(), "silence", .1))
 
 # %% ../../nbs/lab/19_speech.ipynb #bb6b3772
 def write_tones(root: Path, each: int = 6, seed: int = 0) -> Path:

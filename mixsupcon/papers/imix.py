@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ROWS', 'imix', 'imix_cifar10', 'imix_cifar100', 'UNAUGMENTED', 'imix_unaugmented', 'imix_imagenet', 'TABULAR',
            'SPEECH', 'imix_covtype', 'imix_higgs', 'imix_higgs1m', 'imix_speech', 'imix_covtype_released',
-           'imix_higgs_released', 'imix_speech_released', 'SMALL', 'SMALL_ROWS', 'small_rows', 'small_tones', 'LENGTHS',
-           'ARCHS', 'ELSEWHERE', 'BARE', 'TABLE1', 'RELEASED', 'CLASSIFIER', 'SPEECH_RELEASED', 'COVTYPE_RELEASED',
-           'BEST_RATE', 'beside', 'PAPER', 'as_in_script', 'study', 'three_bases', 'without_augmentation', 'transfer',
-           'depth_and_length', 'mixup_and_cutmix', 'with_classes', 'elsewhere', 'bare_elsewhere', 'higgs_sizes',
-           'studies_elsewhere', 'table1_released', 'studies']
+           'imix_higgs_released', 'imix_speech_released', 'SMALL', 'SMALL_ROWS', 'NO_BOXES', 'small_rows',
+           'small_tones', 'LENGTHS', 'ARCHS', 'ELSEWHERE', 'BARE', 'TABLE1', 'RELEASED', 'CLASSIFIER',
+           'SPEECH_RELEASED', 'COVTYPE_RELEASED', 'BEST_RATE', 'beside', 'PAPER', 'as_in_script', 'study',
+           'three_bases', 'without_augmentation', 'transfer', 'depth_and_length', 'mixup_and_cutmix', 'with_classes',
+           'elsewhere', 'bare_elsewhere', 'higgs_sizes', 'studies_elsewhere', 'table1_released', 'studies']
 
 # %% ../../nbs/papers/02_imix.ipynb #0a6cbea0
 from ..core.configure import SCALES, Beside, Figure, Paper, Recipe, Study
@@ -108,16 +108,18 @@ imix_speech_released = Recipe(
     source="i-Mix Table 1, Speech Commands, best rate on the test set as released", fidelity="released",
     every=SPEECH | dict(probe="lin_imix_features_released"), rows=ROWS)
 
-# %% ../../nbs/papers/02_imix.ipynb #9d69fb1e
+# %% ../../nbs/papers/02_imix.ipynb #ec318937
 SMALL = dict(batch_size=32, schedule="cosine", queue=128, momentum=.99, predictor=64, prototypes=30, white_size=16)
 SMALL_ROWS = ROWS | dict(
     byol=ROWS["byol"] | dict(head="mlpbn_bn", momentum=.9), simsiam=dict(hidden=128, out=128),
     mixsiam=dict(hidden=128, out=128), wmse2=dict(out=8, white_eps=1e-4), wmse4=dict(out=8, white_eps=1e-4))
 
+NO_BOXES = dict(unmix=dict(mixer="mixup", mixer_odds=""), genscl=dict(mixer="mixup"))   # rows cannot be cut
+
 small_rows = Recipe(
-    source="a table of scikit-learn's in half a minute", fidelity="ours", default_for=("wine", "breast_cancer"),
+    source="a table of scikit-learn's in half a minute", fidelity="ours", default_for=("wine", "breast_cancer", "digits_rows"),
     every=SMALL | dict(dataset="wine", arch="mlp_small", epochs=60, lr=.05, tau=.1, alpha=2., probe="lin_ermolov"),
-    rows=SMALL_ROWS, also=dict(dataset=("wine", "breast_cancer"), mask=(0.,)))
+    rows=SMALL_ROWS | NO_BOXES, also=dict(dataset=("wine", "breast_cancer", "digits_rows"), mask=(0.,), train_images=(50,)))
 
 small_tones = Recipe(
     source="words of drawn tones in a minute", fidelity="ours", default_for=("tones",),
@@ -195,10 +197,11 @@ def with_classes(scale: str) -> Study:
     baseline = against_bases("imix", "sup_npair", "supclr")
     return study(scale, "Table C.2: with classes", rows, baseline, shows=("knn5",))
 
-# %% ../../nbs/papers/02_imix.ipynb #b6b28401
+# %% ../../nbs/papers/02_imix.ipynb #2cd34869
 ELSEWHERE = dict(
     rows=dict(
-        small={"wine": dict(dataset="wine"), "breast cancer": dict(dataset="breast_cancer")},
+        small={"50 digits as rows": dict(dataset="digits_rows", train_images=50),
+               "breast cancer": dict(dataset="breast_cancer")},
         paper={"CovType": dict(dataset="covtype"), "Higgs 100k": dict(dataset="higgs")}),
     sounds=dict(small={"tones": dict(dataset="tones")}, paper={"Speech Commands": dict(dataset="speech_commands")}))
 BARE = dict(rows=dict(mask=0.), sounds=dict(change=0.))

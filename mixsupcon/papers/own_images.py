@@ -20,13 +20,15 @@ own_images = Recipe(
         wmse2=dict(out=16, white_eps=1e-4),
         wmse4=dict(out=16, white_eps=1e-4)))
 
-# %% ../../nbs/papers/05_own_images.ipynb #3758e2ff
+# %% ../../nbs/papers/05_own_images.ipynb #4b154865
 own_table = Recipe(
     source="own tables: some hundred to some hundred thousand rows", fidelity="ours", default_for=("table",),
     every=dict(
         dataset="table", arch="mlp_small", epochs=100, batch_size=64, lr=.05, schedule="cosine", tau=.1,
         queue=256, momentum=.99, predictor=64, prototypes=30, white_size=32, probe="lin_ermolov"),
     rows=dict(
+        unmix=dict(mixer="mixup", mixer_odds=""),   # rows cannot be cut
+        genscl=dict(mixer="mixup"),
         byol=dict(head="mlpbn_bn"),
         simsiam=dict(hidden=128, out=128),
         mixsiam=dict(hidden=128, out=128),

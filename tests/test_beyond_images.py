@@ -145,6 +145,32 @@ def test_every_method_takes_a_step_or_says_that_it_needs_images(dataset):
     assert all("needs images" in sentence for sentence in refusals.values())
 
 
+def random_examples(cfg, n=8):
+    "Random rows or sounds in the shape of a run's data."
+    gen, labels = stream(0, "examples"), (torch.arange(n) % 2).numpy()
+    if isinstance(examples_of(cfg), Sounds):
+        x = (3000*torch.randn(n, sounds.RATE, generator=gen)).short().numpy()
+        x, labels = x.repeat(2, 0), labels.repeat(2).tolist()
+        return speech.dataset_of(x, labels, x, labels, x[:2], 0.)
+    groups = (10, 4, 40) if cfg.dataset == "covtype" else (28,)
+    x = torch.randn(n, sum(groups), generator=gen).numpy()
+    return tables.dataset_of(x, labels, x, labels, ["a", "b"], groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["imix_covtype", "imix_higgs1m", "imix_speech"])
+def test_the_networks_of_the_paper_take_a_step(preset):
+    for method in ("mocon_imix", "byol_imix"):
+        cfg = resolve_device(configure(method, preset=preset, batch_size=8, device="cpu"))
+        data = random_examples(cfg)
+        learner = Learner(cfg, data, torch.device("cpu"))
+        images = next(step_images(cfg, data.train_x, [torch.arange(8)], view_kinds(cfg), 0))
+        step = compute_loss(cfg, learner, images, data.train_y[:8], data, 0)
+        step.loss.backward()
+        assert step.loss.isfinite() and learner.net.encoder.width == 2048
+        assert all(p.grad is not None for p in learner.net.encoder.parameters())
+
+
 @pytest.mark.parametrize("given, words", [
     (dict(mixer="cutmix"), "mixer cutmix needs images, and these are rows"),
     (dict(mixer="mixup fmix"), "mixer fmix needs images"),

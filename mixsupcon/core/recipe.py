@@ -13,13 +13,14 @@ __all__ = ['torch', 'views', 'methods', 'rows', 'sounds', 'streaming', 'DATASET_
            'LinIMixFeaturesReleased', 'PseudoInverse', 'probe_rate', 'Machine', 'Classifier', 'judges_classifier',
            'Tracking', 'shared_parts', 'all_parts']
 
-# %% ../../nbs/core/05_recipe.ipynb #ddf7cb7f
+# %% ../../nbs/core/05_recipe.ipynb #bbc505c9
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .options import (
-    Config, Lazy, Share, Words, YesNo, choose, options, positive_numbers, real, require, require_multiple, shares, whole)
+from mixsupcon.core.options import (
+    Config, Lazy, Share, Words, YesNo, choose, options, positive_numbers, real, require, require_multiple, shares,
+    whole)
 from .views import InputMix, Views
 
 torch = Lazy("torch")   # imported when first used
@@ -55,7 +56,7 @@ class OwnImages:
 
 Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
-# %% ../../nbs/core/05_recipe.ipynb #718c8149
+# %% ../../nbs/core/05_recipe.ipynb #e1499e1b
 ROW_ARCHS = "mlp_small", "mlp_imix", "mlp_imix_norm"
 SOUND_ARCHS = "resnet8_mono", "resnet18_mono", "resnet50_mono"
 
@@ -75,7 +76,8 @@ class Examples:
             fits = mixer in self.mixers or mixer not in methods.MIXER_NAMES
             require(fits, f"mixer {mixer} needs images, and these are {self.kind}: pass mixer {', '.join(self.mixers)}")
         plain = protocol_of(cfg).view == "none"
-        require(plain, f"probe {cfg.probe} crops images, and these are {self.kind}: pass probe {', '.join(self.probes)}")
+        instead = f"pass probe {', '.join(self.probes)}"
+        require(plain, f"probe {cfg.probe} crops images, and these are {self.kind}: {instead}")
         require(not getattr(cfg.goal, "small_crops", 0), f"{self.kind} have no small crops: leave out small_crops")
         for name in ("pretrained", "transfer"):
             require(not getattr(cfg, name), f"{name} is for images, and these are {self.kind}: leave it out")

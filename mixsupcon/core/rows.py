@@ -30,10 +30,11 @@ def picture(x: "torch.Tensor") -> "torch.Tensor":
     filled = torch.nn.functional.pad(x.flatten(1), (0, -columns % wide), value=3.)
     return (filled/6 + .5).clamp(0, 1).view(n, 1, -1, wide).repeat(1, 3, 1, 1)
 
-# %% ../../nbs/core/18_rows.ipynb #bd1612e0
+# %% ../../nbs/core/18_rows.ipynb #467ea3f1
 def inputs(x: Any, groups: tuple) -> "torch.Tensor":
     "Rows (N, D), a tensor or an array, as a network takes them before they are standardised."
     x = torch.as_tensor(x).float()
     fits = x.ndim == 2 and x.shape[1] == sum(groups)
-    require(fits, f"rows must be (N, {sum(groups)}), numbers first and then each category as 0 and 1, not {tuple(x.shape)}")
+    require(fits, f"rows must be (N, {sum(groups)}), numbers first and then each category as 0 and 1, "
+                  f"not {tuple(x.shape)}")
     return x[:, :, None, None]

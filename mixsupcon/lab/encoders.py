@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'models', 'LOADER', 'PROTOCOLS', 'LIMITS', 'EXPORTED', 'Plain', 'torchvision_call', 'torchvision_code',
            'timm_code', 'own_code', 'plain_code', 'loader', 'exported_config', 'code_note', 'in_text', 'front_matter',
-           'measured', 'kind_in', 'hub_word', 'card_head', 'markdown_table', 'cited', 'block', 'given_words',
+           'measured', 'kind_in', 'hub_word', 'card_head', 'markdown_table', 'cited', 'given_words', 'block',
            'use_section', 'method_section', 'made_section', 'upload_command', 'license_section', 'model_card',
            'require_room', 'require_complete', 'require_license', 'stated_license', 'model_weights', 'export_run',
            'load_encoder']
@@ -151,7 +151,7 @@ def front_matter(entries: dict) -> str:
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items() if value]
     return "\n".join(["---", *lines, "---"])
 
-# %% ../../nbs/lab/08_encoders.ipynb #f282d18a
+# %% ../../nbs/lab/08_encoders.ipynb #62a96c75
 def measured(rows: list[dict]) -> list[dict]:
     "Test accuracies of the last epoch on the run's own data, as the hub's metrics."
     return [dict(type="accuracy", value=round(row["value"], 6), name=f"{row['protocol']}, last epoch") for row in rows
@@ -174,8 +174,9 @@ def card_head(config: dict, cfg: Config, rows: list[dict], license: str) -> str:
     task = dict(type=f"{hub_word(config)}-classification", name="Classification of frozen features")
     results = dict(task=task, dataset=dict(name=config["dataset"], type=config["dataset"]), metrics=measured(rows))
     index = [dict(name=config["run"], results=[results])] if measured(rows) else []
+    pipeline = "feature-extraction" if kind_in(config) else "image-feature-extraction"
     return front_matter({
-        "license": license or "unknown", "library_name": "pytorch", "pipeline_tag": "feature-extraction" if kind_in(config) else "image-feature-extraction",
+        "license": license or "unknown", "library_name": "pytorch", "pipeline_tag": pipeline,
         "tags": [*dict.fromkeys(["mixsupcon", "contrastive-learning", learned, "image-mixing", cfg.method, cfg.arch])],
         "datasets": public, "metrics": ["accuracy"] if index else [], "model-index": index})
 
@@ -191,16 +192,7 @@ def cited(cfg: Config) -> list[str]:
     names = {getattr(cfg.strategy, "key", ""), type(cfg.strategy).__name__.lower()}
     return [paper.cite for name, paper in papers().items() if name in names or cfg.preset in paper.recipes]
 
-# %% ../../nbs/lab/08_encoders.ipynb #736763b9
-PROTOCOLS = (
-    "`last` is the number after the probe's last epoch; `best_test` was chosen with the test images and is only for "
-    "comparison with papers that do so. A linear probe is trained on frozen features of the training images; `knn…` "
-    "are nearest neighbours among them. Numbers of different protocols are not comparable.")
-
-def block(lines: Iterable) -> str:
-    "Python lines in Markdown."
-    return "\n".join(["```python", *lines, "```"])
-
+# %% ../../nbs/lab/08_encoders.ipynb #7cd01a8b
 def given_words(config: dict) -> tuple:
     "What `prepare` takes, in words: its name and its shape."
     kind, side = kind_in(config), config["image_size"]
@@ -209,6 +201,16 @@ def given_words(config: dict) -> tuple:
     rows = isinstance(kind, Rows)
     return ("rows", f"numbers, then each category as 0 and 1, (N, {sum(side)})") if rows else (
         "sounds", "int16 or -1..1, a second at 16 kHz, (N, 16000)")
+
+# %% ../../nbs/lab/08_encoders.ipynb #df8100a6
+PROTOCOLS = (
+    "`last` is the number after the probe's last epoch; `best_test` was chosen with the test images and is only for "
+    "comparison with papers that do so. A linear probe is trained on frozen features of the training images; `knn…` "
+    "are nearest neighbours among them. Numbers of different protocols are not comparable.")
+
+def block(lines: Iterable) -> str:
+    "Python lines in Markdown."
+    return "\n".join(["```python", *lines, "```"])
 
 def use_section(config: dict, code: Plain | None) -> str:
     "How to load the encoder, with and without this package."

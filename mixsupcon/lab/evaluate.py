@@ -9,7 +9,7 @@ __all__ = ['streaming', 'KNN', 'MAPS', 'PROBE_VIEWS', 'CHOICES', 'LOOKED_AT', 'P
            'accuracy', 'Trained', 'crop_features', 'pad_features', 'probe_settings', 'layer_result', 'probe_results',
            'diverged', 'at_fixed_rate', 'at_validated_rate', 'at_tested_rate', 'least_squares', 'at_pseudo_inverse',
            'result_name', 'linear_of', 'has_labels', 'require_labels', 'linear_sweep', 'with_probe', 'knn_rows',
-           'knn_of', 'alignment', 'uniformity', 'view_features', 'features_of', 'few_tested', 'values_of',
+           'knn_of', 'alignment', 'uniformity', 'view_features', 'features_of', 'few_tested', 'knn_of_few', 'values_of',
            'map_numbers', 'map_of', 'tsne_of', 'classifier_accuracy', 'classifier_rows', 'classifier_of', 'transfer_of',
            'measures', 'write_reading', 'read_weights', 'adopt']
 
@@ -439,7 +439,7 @@ def features_of(trained: Trained) -> dict:
         return dict(net=trained.weights, rows=rows)
     return cached(trained.folder, "features", make)
 
-# %% ../../nbs/lab/04_evaluate.ipynb #a5ae5696
+# %% ../../nbs/lab/04_evaluate.ipynb #585f6ffe
 PAIRED = 50_000   # test examples at most, whose pairs are compared
 
 def few_tested(trained: Trained) -> Trained:
@@ -452,7 +452,11 @@ def few_tested(trained: Trained) -> Trained:
     few.data = trained.data._replace(test_y=trained.data.test_y[rows])
     return few
 
-# %% ../../nbs/lab/04_evaluate.ipynb #e0bfe289
+def knn_of_few(trained: Trained) -> dict:
+    "The nearest-neighbour results of a run on at most `PAIRED` of its test examples."
+    return knn_of(few_tested(trained))
+
+# %% ../../nbs/lab/04_evaluate.ipynb #916f3fec
 def values_of(rows: list) -> dict:
     "The values of records that were not chosen on the test set, by protocol and metric."
     return {(row["protocol"], row["metric"]): row["value"] for row in rows if row["selection"] == "last"}
@@ -463,7 +467,7 @@ def map_numbers(trained: Trained) -> dict:
         value = values_of(features_of(trained)["rows"])
         return dict(gap=None, silhouette=None, knn20=None, alignment=value["features", "alignment"],
                     uniformity=value["features", "uniformity"])
-    value, probe = values_of(linear_of(trained)["rows"] + knn_of(few_tested(trained))["rows"]), trained.cfg.probe
+    value, probe = values_of(linear_of(trained)["rows"] + knn_of_few(trained)["rows"]), trained.cfg.probe
     return dict(gap=value[probe, "train_accuracy"] - value[probe, "accuracy"],
                 silhouette=value["features", "silhouette"], knn20=value.get(("knn20", "accuracy")))
 
@@ -536,10 +540,10 @@ def transfer_of(trained: Trained, name: str, cfg: Config | None = None) -> dict:
         return result | dict(rows=rows, data=fingerprint(data))
     return cached(trained.folder, f"transfer-{name}", make)
 
-# %% ../../nbs/lab/04_evaluate.ipynb #7d8ce1de
+# %% ../../nbs/lab/04_evaluate.ipynb #a4cdd9ef
 def measures(data: Dataset, cfg: Config) -> dict:
     "What a run on these data is measured by: the name of the result → how it is made of the trained run."
-    own = dict(linear=linear_of, knn=lambda trained: knn_of(few_tested(trained))) if has_labels(data) else dict(features=features_of)
+    own = dict(linear=linear_of, knn=knn_of_few) if has_labels(data) else dict(features=features_of)
     own |= dict(classifier=classifier_of) if has_labels(data) and judges_classifier(cfg) else {}
     return own | {f"transfer-{name}": partial(transfer_of, name=name, cfg=cfg) for name in targets(cfg)}
 

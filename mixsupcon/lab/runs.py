@@ -264,7 +264,7 @@ def safe_name(text: str, most: int = 40) -> str:
     plain = "".join(c if unicodedata.category(c)[0] in "LMN" or c in "_." else "-" for c in text)
     return re.sub("-+", "-", plain)[:most].strip("-.")
 
-# %% ../../nbs/lab/01_runs.ipynb #12eba084
+# %% ../../nbs/lab/01_runs.ipynb #083accbc
 def last_folder(cfg: Config) -> str:
     "The last part of the path of one's own images."
     path = project()/os.path.expanduser(cfg.data_dir)
@@ -274,7 +274,7 @@ def file_name(cfg: Config) -> str:
     "The name of the file of one's own table, without its ending."
     return safe_name(Path(cfg.data_dir).stem) or cfg.dataset
 
-CALLED: dict = dict(folder=last_folder, table=file_name)   # data sets that a run's folder calls otherwise than by their name
+CALLED: dict = dict(folder=last_folder, table=file_name)   # data sets that a run's folder calls otherwise
 
 def data_name(cfg: Config) -> str:
     "What a run's folder calls its data."

@@ -98,7 +98,7 @@ def dataset_of(train: np.ndarray, train_y: list, test: np.ndarray, test_y: list,
     check_classes(*labels, CLASSES)
     return Dataset(parts[0], labels[0], parts[1], labels[1], CLASSES, sounds.MEAN, sounds.STD)
 
-# %% ../../nbs/lab/19_speech.ipynb #f04f0aa7
+# %% ../../nbs/lab/19_speech.ipynb #e31897d2
 WORDS = *COMMANDS, "bed", "cat", "house", "tree"
 
 def draw_word(word: str, rng: Any) -> np.ndarray:
@@ -124,6 +124,7 @@ def draw_noise(n: int, rng: Any) -> np.ndarray:
     noise = noise - np.linspace(noise[:, 0], noise[:, -1], sounds.RATE, axis=1)
     return (.3*2**15*noise/abs(noise).max(1, keepdims=True)).astype(np.int16)
 
+# %% ../../nbs/lab/19_speech.ipynb #3b360f62
 @cache
 def drawn_tones(each: tuple) -> tuple:
     "Words of drawn tones, each said so often for training and for testing, and noise."

@@ -468,7 +468,7 @@ def place(x: Any, device: torch.device, free: int | None = None) -> Any:
     free = torch.cuda.mem_get_info(device)[0] if free is None else free
     return x.to(device) if 2*x.numel() <= free else Images(InMemory(x), torch.arange(len(x)), device)
 
-# %% ../../nbs/lab/12_streaming.ipynb #4acd0ca7
+# %% ../../nbs/lab/12_streaming.ipynb #11fb5ac6
 STATES = dict(sgd=1, adam=2, lars=1)   # tensors that an optimiser keeps for each weight
 
 def in_memory(x: Any) -> bool:
@@ -479,6 +479,7 @@ def what_are(x: Any) -> str:
     "Images, or else examples."
     return "examples" if isinstance(x, Raw) else "images"
 
+# %% ../../nbs/lab/12_streaming.ipynb #0942e109
 def memory_of(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: list) -> dict:
     "Bytes of memory that a training takes, as far as shapes say it: what → bytes."
     x = data.train_x if data.every_x is None else data.every_x

@@ -111,7 +111,7 @@ def covtype(data_dir: Any, image_size: int, download: str, sizes: tuple | None =
     usual = moments(x[:, :10]) if getattr(RUN.get(), "split", "fixed") == "released" else None
     return dataset_of(x[:n], y[:n], x[n:], y[n:], classes, (10, 4, 40), 10, usual)
 
-# %% ../../nbs/lab/18_tables.ipynb #5f57f42f
+# %% ../../nbs/lab/18_tables.ipynb #332d5bf0
 HIGGS = 10_500_000, 500_000   # rows to draw from, and those for testing
 
 def higgs_chunks(data_dir: Any, size: int) -> Iterator[np.ndarray]:
@@ -119,8 +119,8 @@ def higgs_chunks(data_dir: Any, size: int) -> Iterator[np.ndarray]:
     root = Path(data_dir)
     path = next((root/name for name in ("HIGGS.csv.gz", "HIGGS.csv") if (root/name).exists()), None)
     if path is None:
-        raise DataError(f"HIGGS.csv.gz is not in {root}: download it from https://archive.ics.uci.edu/dataset/280/higgs "
-                        "and pass -p data_dir where it lies")
+        raise DataError(f"HIGGS.csv.gz is not in {root}: download it from archive.ics.uci.edu/dataset/280/higgs and "
+                        "pass -p data_dir where it lies")
     again = f"{path} is damaged ({{}}): download it again"
     try:
         for chunk in pd.read_csv(path, header=None, dtype=np.float32, chunksize=size):
@@ -130,6 +130,7 @@ def higgs_chunks(data_dir: Any, size: int) -> Iterator[np.ndarray]:
     except (OSError, EOFError, ValueError, zlib.error) as error:   # pandas' errors are ValueErrors
         raise DataError(again.format(str(error).splitlines()[0])) from None
 
+# %% ../../nbs/lab/18_tables.ipynb #13d0b912
 class Drawn(NamedTuple):
     "The rows of a table that were drawn, those for testing, and the sums over those that statistics are of."
     train: np.ndarray
@@ -158,6 +159,7 @@ def drawn_rows(data_dir: Any, wanted: np.ndarray, sizes: tuple, all_count: bool,
     usual = moments_of(at, *sums) if all_count else moments(train)
     return Drawn(train, test, tuple(v[1:] for v in usual))
 
+# %% ../../nbs/lab/18_tables.ipynb #343caa10
 def higgs(data_dir: Any, image_size: int, download: str, sizes: tuple | None = None) -> Dataset:
     "Part of Higgs to learn from and its last rows to be tested on."
     run, sizes = RUN.get(), sizes or HIGGS
@@ -174,7 +176,7 @@ def higgs(data_dir: Any, image_size: int, download: str, sizes: tuple | None = N
         raise DataError(f"Higgs in {data_dir} has other classes than 0 and 1: download it again")
     return dataset_of(train, train_y, test, test_y, ["background", "signal"], (columns,), usual=(mean, std))
 
-# %% ../../nbs/lab/18_tables.ipynb #f830e4af
+# %% ../../nbs/lab/18_tables.ipynb #80d5ca7e
 def listed(words: str) -> list:
     "The names in `'age, income'`."
     return [word.strip() for word in words.split(",") if word.strip()]
@@ -188,7 +190,7 @@ def read_table(path: Path) -> "pd.DataFrame":
             return pd.read_parquet(path)
         return pd.read_csv(path)
     except ImportError:
-        raise DataError(f"{path.name} is Parquet, which needs pyarrow: pip install pyarrow, or pass a CSV file") from None
+        raise DataError(f"{path.name} is Parquet, which needs pyarrow: pip install pyarrow, or pass a CSV") from None
     except (OSError, EOFError, ValueError) as error:   # pandas' and pyarrow's errors are ValueErrors
         raise DataError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from None
 
@@ -199,7 +201,7 @@ def check_columns(table: "pd.DataFrame", given: dict) -> None:
             if name not in table:
                 raise DataError(f"{option} {name!r} is no column: the table has {', '.join(map(str, table))}")
 
-# %% ../../nbs/lab/18_tables.ipynb #1ffc93b3
+# %% ../../nbs/lab/18_tables.ipynb #582a3e37
 def is_category(values: "pd.Series", name: str, categorical: list) -> bool:
     "Whether a column holds categories; what is neither category nor number is refused."
     kind = pd.api.types
@@ -222,6 +224,7 @@ def column_of(values: "pd.Series", name: str, categorical: list, missing: str) -
         raise DataError(f"column {name} has {len(words):,} categories in {len(values):,} rows: pass -p ignore {name}")
     return dict(name=name, kind="category", words=words + ["missing"]*(missing != "refuse"))
 
+# %% ../../nbs/lab/18_tables.ipynb #2de52c55
 def encode(table: "pd.DataFrame", columns: list) -> np.ndarray:
     "Rows (N, D) of a table: its numbers, then each category as 0 and 1; an unknown category is 0 in all."
     parts = []

@@ -108,7 +108,7 @@ imix_speech_released = Recipe(
     source="i-Mix Table 1, Speech Commands, best rate on the test set as released", fidelity="released",
     every=SPEECH | dict(probe="lin_imix_features_released"), rows=ROWS)
 
-# %% ../../nbs/papers/02_imix.ipynb #ec318937
+# %% ../../nbs/papers/02_imix.ipynb #2eb0b10d
 SMALL = dict(batch_size=32, schedule="cosine", queue=128, momentum=.99, predictor=64, prototypes=30, white_size=16)
 SMALL_ROWS = ROWS | dict(
     byol=ROWS["byol"] | dict(head="mlpbn_bn", momentum=.9), simsiam=dict(hidden=128, out=128),
@@ -117,9 +117,11 @@ SMALL_ROWS = ROWS | dict(
 NO_BOXES = dict(unmix=dict(mixer="mixup", mixer_odds=""), genscl=dict(mixer="mixup"))   # rows cannot be cut
 
 small_rows = Recipe(
-    source="a table of scikit-learn's in half a minute", fidelity="ours", default_for=("wine", "breast_cancer", "digits_rows"),
+    source="a table of scikit-learn's in half a minute", fidelity="ours",
+    default_for=("wine", "breast_cancer", "digits_rows"),
     every=SMALL | dict(dataset="wine", arch="mlp_small", epochs=60, lr=.05, tau=.1, alpha=2., probe="lin_ermolov"),
-    rows=SMALL_ROWS | NO_BOXES, also=dict(dataset=("wine", "breast_cancer", "digits_rows"), mask=(0.,), train_images=(50,)))
+    rows=SMALL_ROWS | NO_BOXES,
+    also=dict(dataset=("wine", "breast_cancer", "digits_rows"), mask=(0.,), train_images=(50,)))
 
 small_tones = Recipe(
     source="words of drawn tones in a minute", fidelity="ours", default_for=("tones",),
@@ -197,7 +199,7 @@ def with_classes(scale: str) -> Study:
     baseline = against_bases("imix", "sup_npair", "supclr")
     return study(scale, "Table C.2: with classes", rows, baseline, shows=("knn5",))
 
-# %% ../../nbs/papers/02_imix.ipynb #2cd34869
+# %% ../../nbs/papers/02_imix.ipynb #1b0f5724
 ELSEWHERE = dict(
     rows=dict(
         small={"50 digits as rows": dict(dataset="digits_rows", train_images=50),
@@ -212,6 +214,7 @@ def elsewhere(scale: str, kind: str) -> Study:
     baseline = dict(npair_imix="npair", mocon_imix="mocon", byol_imix="byol")
     return Study(f"i-Mix Table 1: {kind}", rows, baseline, ELSEWHERE[kind][scale], SCALES[scale].fewer, shows=("knn5",))
 
+# %% ../../nbs/papers/02_imix.ipynb #efff9348
 def bare_elsewhere(scale: str, kind: str) -> Study:
     "Table 3 on rows of tables or on sounds: views and bare examples."
     cold = dict(tau=.2) if (kind, scale) == ("sounds", "paper") else {}

@@ -35,7 +35,8 @@ own_table = Recipe(
         wmse2=dict(out=16, white_eps=1e-4),
         wmse4=dict(out=16, white_eps=1e-4)))
 
-# %% ../../nbs/papers/05_own_images.ipynb #9b4fb8c3
+# %% ../../nbs/papers/05_own_images.ipynb #c26d4d77
 PAPER = Paper(
-    title="Own images", cite="No paper: a recipe for a folder of images.", recipes=dict(own_images=own_images, own_table=own_table),
-    studies=lambda scale: {}, published="", beside=(), chapter=90)
+    title="Own images", cite="No paper: recipes for a folder of images and for a table.",
+    recipes=dict(own_images=own_images, own_table=own_table), studies=lambda scale: {}, published="", beside=(),
+    chapter=90)

@@ -102,7 +102,7 @@ def test_masks_are_binomial_on_numbers_and_never_on_categories():
     assert (abs(gone[:, :10].mean(0) - .3) < 4.5*(.3*.7/2000)**.5).all()
 
 
-@pytest.mark.parametrize("dataset", ["wine", "tones"])
+@pytest.mark.parametrize("dataset", ["wine", pytest.param("tones", marks=pytest.mark.slow)])
 def test_processes_that_share_a_batch_draw_its_views(dataset):
     cfg = configure("simclr", dataset=dataset, batch_size=8)
     data, rows = load_data(cfg), [torch.arange(8)]
@@ -175,7 +175,6 @@ def test_the_networks_of_the_paper_take_a_step(preset):
     (dict(mixer="cutmix"), "mixer cutmix needs images, and these are rows"),
     (dict(mixer="mixup fmix"), "mixer fmix needs images"),
     (dict(arch="resnet18"), "arch resnet18 does not take rows: pass arch mlp_small"),
-    (dict(arch="timm:resnet18"), "does not take rows"),
     (dict(crop_min=.5), "crop_min changes nothing, for rows are not images"),
     (dict(image_size=32), "image_size changes nothing"),
     (dict(probe="lin_supcontrast"), "probe lin_supcontrast crops images"),
@@ -206,7 +205,7 @@ def test_a_data_set_says_what_its_examples_are():
 
 @pytest.mark.parametrize("method, dataset, given", [
     ("npair_imix", "wine", dict(mixer="manifoldmix")), ("mocon_imix", "digits_rows", dict(train_images=40)),
-    ("byol_imix", "tones", dict(change=0.))])
+    pytest.param("byol_imix", "tones", dict(change=0.), marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, method, dataset, given):
     cfg = configure(method, dataset=dataset, epochs=2, save_seconds=0., **given)
     data, write = load_data(cfg), train.log

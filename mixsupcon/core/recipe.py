@@ -135,7 +135,7 @@ class OwnTable(Rows):
     test_share: real(.01, .9) = .2   # share of each class held out for testing
     free = ("target", "categorical", "ignore", "missing", "test_share")   # they are in the hash of the data
 
-# %% ../../nbs/core/05_recipe.ipynb #6eff3d87
+# %% ../../nbs/core/05_recipe.ipynb #9a330921
 @dataclass(frozen=True)
 class Sounds(Examples):
     "Sounds of a second, seen as 32 mel bands at 32 times."
@@ -170,7 +170,8 @@ class Sounds(Examples):
         return [sounds.draw_changes, sounds.changed, views.normalise, streaming.Raw]
 
 EXAMPLES = dict(
-    wine=Rows, breast_cancer=Rows, digits_rows=Rows, covtype=CovType, higgs=Higgs, table=OwnTable, tones=Sounds, speech_commands=Sounds)
+    wine=Rows, breast_cancer=Rows, digits_rows=Rows, covtype=CovType, higgs=Higgs, table=OwnTable,
+    tones=Sounds, speech_commands=Sounds)
 Data.choices["dataset"].update(EXAMPLES)
 
 # %% ../../nbs/core/05_recipe.ipynb #d2317d7d

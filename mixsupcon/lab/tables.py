@@ -263,7 +263,7 @@ def classes_of(table: "pd.DataFrame", target: str) -> tuple:
                         "numbers and not classes; write classes instead")
     return classes, words.map({word: i for i, word in enumerate(classes)}).to_numpy()
 
-# %% ../../nbs/lab/18_tables.ipynb #84c8369a
+# %% ../../nbs/lab/18_tables.ipynb #a3c9eab7
 def split_rows(y: np.ndarray, classes: list, share: float) -> list:
     "Rows for training and for testing, classes in proportion."
     test = math.ceil(len(y)*share)
@@ -275,16 +275,18 @@ def split_rows(y: np.ndarray, classes: list, share: float) -> list:
         raise DataError(f"class {few[0]} of the target has one row: one for training and one for testing are needed")
     return stratified_split(y, test)
 
+# %% ../../nbs/lab/18_tables.ipynb #3ce43cca
 def table(data_dir: Any, image_size: int, download: str) -> Dataset:
     "The rows of a CSV or Parquet file of one's own."
     run, path = RUN.get(), Path(data_dir)
     options = {name: getattr(run, name, "") for name in ("target", "categorical", "ignore")}
     missing, rows = getattr(run, "missing", "refuse"), read_table(path)
-    lists = {name: [options[name]]*bool(options[name]) if name == "target" else listed(options[name]) for name in options}
+    lists = {name: listed(words) for name, words in options.items()} | dict(
+        target=[options["target"]] if options["target"] else [])
     check_columns(rows, lists)
     if run is not None and not options["target"] and (run.goal.by_class or run.goal.classifier or run.train_images):
-        raise DataError(f"{run.method} learns from classes, or train_images draws from them: pass -p target COLUMN, one "
-                        f"of {', '.join(map(str, rows))}")
+        raise DataError(f"{run.method} learns from classes, or train_images draws from them: pass -p target COLUMN, "
+                        f"one of {', '.join(map(str, rows))}")
     classes, y = classes_of(rows, options["target"])
     rows = rows.drop(columns=[*lists["target"], *lists["ignore"]])
     check_missing(rows, missing)

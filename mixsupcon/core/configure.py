@@ -10,7 +10,7 @@ __all__ = ['pandas', 'SCALES', 'PAPERS', 'LAYERING', 'SLOTS', 'NAMED_IN', 'PLAIN
            'options', 'described', 'shared_options', 'departures', 'fidelity', 'translated', 'require_same_probe',
            'require_uncorrected', 'from_first_version', 'missing_names', 'require_loaded', 'read']
 
-# %% ../../nbs/core/15_configure.ipynb #ce694d28
+# %% ../../nbs/core/15_configure.ipynb #bc851a4e
 import importlib, inspect, pkgutil, sys, textwrap
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +20,8 @@ from .methods import METHOD_NAMES, METHODS, MIXER_NAMES, Method, all_owners, che
 from .options import (
     Config, ConfigError, InTable, Lazy, about, allowed, assembled, choose, gathered, idle, options as options_of,
     require, restored, values, with_choices)
-from .recipe import ARCH_NAMES, DATASET_NAMES, PROBES, shared_parts
+from .recipe import (
+    ARCH_NAMES, DATASET_NAMES, EXAMPLES, PROBES, ROW_ARCHS, SOUND_ARCHS, examples_of, shared_parts)
 
 pandas = Lazy("pandas")
 
@@ -124,12 +125,12 @@ def published_numbers(paper: str) -> "pandas.DataFrame":
     from importlib.resources import files
     return pandas.read_csv(files("mixsupcon.papers")/"published.csv").query("paper == @paper").reset_index(drop=True)
 
-# %% ../../nbs/core/15_configure.ipynb #a418ea46
+# %% ../../nbs/core/15_configure.ipynb #8f3d58e6
 def default_preset(given: dict) -> str:
     "The preset for the data set, if none is given; data of one's own have that of a folder of images."
     usual = {data: name for name, recipe in recipes().items() for data in recipe.default_for}
     dataset = given.get("dataset", "digits")
-    return usual[dataset if dataset in DATASET_NAMES else "folder"]
+    return usual.get(dataset, usual["folder"])
 
 def layered(method: str, row: Method, recipe: Recipe, given: dict) -> dict:
     "The settings of recipe and method, merged; those of another probe protocol are left out."
@@ -173,7 +174,7 @@ def shortened(settings: dict, recipe: Recipe, given: dict) -> dict:
     warmup = (settings | changed).get("warmup_epochs", 0)
     return changed | (dict(warmup_epochs=min(warmup, epochs)) if warmup else {})
 
-# %% ../../nbs/core/15_configure.ipynb #80f0873d
+# %% ../../nbs/core/15_configure.ipynb #295e409b
 def configure(method: str = "mixsupcon", **given) -> Config:
     """The complete run of a method with the options you give, or one sentence that says why not.
 
@@ -193,6 +194,8 @@ def configure(method: str = "mixsupcon", **given) -> Config:
     settings = layered(method, row, recipe, checked)
     owners = [part for part in all_owners() if part not in row.parts]
     cfg = assembled(method, preset, row.parts, settings, given, owners)
+    fits = examples_of(cfg) or cfg.arch not in (*ROW_ARCHS, *SOUND_ARCHS)
+    require(fits, f"arch {cfg.arch} takes no images: pass arch {', '.join(ARCH_NAMES)} or timm:NAME")
     for option, name in own_names(cfg):
         require_call(option, name)
     return cfg
@@ -204,7 +207,7 @@ def check_known(name: str, value: Any) -> Any:
     "`value`, if the option `name` can have it."
     return allowed(name, value, options_of(owner_of(name))[name])
 
-# %% ../../nbs/core/15_configure.ipynb #4e3c9836
+# %% ../../nbs/core/15_configure.ipynb #c814bc1e
 class Slot(NamedTuple):
     "A table that a user's functions may join: its place, the package's names in it, and how it calls a function."
     module: str
@@ -214,8 +217,8 @@ class Slot(NamedTuple):
 
 SLOTS = dict(
     mixer=Slot("mixsupcon.core.mixers", "MIXERS", MIXER_NAMES, ("xa", "xb", "lam", "gen")),
-    arch=Slot("mixsupcon.core.models", "BACKBONES", ARCH_NAMES, ("image_size",)),
-    dataset=Slot("mixsupcon.lab.data", "DATASETS", DATASET_NAMES, ("data_dir", "image_size", "download")))
+    arch=Slot("mixsupcon.core.models", "BACKBONES", (*ARCH_NAMES, *ROW_ARCHS, *SOUND_ARCHS), ("image_size",)),
+    dataset=Slot("mixsupcon.lab.data", "DATASETS", (*DATASET_NAMES, *EXAMPLES), ("data_dir", "image_size", "download")))
 
 def own_names(cfg: Config) -> list:
     "The mixers, the encoder and the data set of a run that are not the package's: (option, name)."

@@ -17,11 +17,11 @@ __all__ = ['torch', 'np', 'streaming', 'image_sets', 'LARGE', 'HOST', 'KINDS', '
            'load_store', 'store_tensors', 'check_left', 'read_parts', 'assemble', 'shape_of', 'decode_once', 'some',
            'describe_split', 'methods_without_classes', 'check_run', 'reading_of', 'image_folder', 'read_words',
            'named_files', 'check_files', 'Archive', 'unpack', 'read_pairs', 'cub_files', 'aircraft_files',
-           'check_sizes', 'photographs', 'tiny_imagenet', 'rank_in_class', 'subset', 'cifar10', 'later', 'targets',
-           'with_run']
+           'check_sizes', 'photographs', 'tiny_imagenet', 'rank_in_class', 'subset', 'cifar10', 'later', 'loaded_later',
+           'size_of', 'targets', 'with_run']
 
-# %% ../../nbs/lab/00_data.ipynb #1919018a
-import glob, hashlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
+# %% ../../nbs/lab/00_data.ipynb #652668be
+import glob, hashlib, importlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -1015,6 +1015,19 @@ DATASETS = dict(   # name: function of data_dir, image_size and download
     aircraft=partial(photographs, aircraft_files, AIRCRAFT, NORMALISATIONS["imagenet"]),
     imagenet=later("imagenet"), imagenet100=later("imagenet100"), food101=later("food101"),
     stl10_unlabelled=later("stl10_unlabelled"))
+
+# %% ../../nbs/lab/00_data.ipynb #378b3cfe
+def loaded_later(module: str, name: str, data_dir: Any, image_size: int, download: str) -> Dataset:
+    "The data set that a later notebook loads, whose examples are no images."
+    return getattr(importlib.import_module(f"mixsupcon.lab.{module}"), name)(data_dir, image_size, download)
+
+DATASETS.update({name: partial(loaded_later, "tables", name) for name in (
+    "wine", "breast_cancer", "digits_rows", "covtype", "higgs", "table")})
+DATASETS.update({name: partial(loaded_later, "speech", name) for name in ("tones", "speech_commands")})
+
+def size_of(x: Any) -> Any:
+    "For what an encoder of these examples is made: the side of images, the sizes of the groups of a table's columns."
+    return x.shape[-1] if torch.is_tensor(x) else getattr(x, "size", x.shape[-1])
 
 # %% ../../nbs/lab/00_data.ipynb #2c57e2cd
 def targets(cfg: Any) -> dict:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['torch', 'models', 'LOADER', 'PROTOCOLS', 'LIMITS', 'EXPORTED', 'Plain', 'torchvision_call', 'torchvision_code',
            'timm_code', 'own_code', 'plain_code', 'loader', 'exported_config', 'code_note', 'in_text', 'front_matter',
-           'measured', 'card_head', 'markdown_table', 'cited', 'block', 'use_section', 'method_section', 'made_section',
-           'upload_command', 'license_section', 'model_card', 'require_room', 'require_complete', 'require_license',
-           'stated_license', 'model_weights', 'export_run', 'load_encoder']
+           'measured', 'kind_in', 'hub_word', 'card_head', 'markdown_table', 'cited', 'given_words', 'block',
+           'use_section', 'method_section', 'made_section', 'upload_command', 'license_section', 'model_card',
+           'require_room', 'require_complete', 'require_license', 'stated_license', 'model_weights', 'export_run',
+           'load_encoder']
 
-# %% ../../nbs/lab/08_encoders.ipynb #97bc58d0
+# %% ../../nbs/lab/08_encoders.ipynb #61926a9f
 import inspect, json, re, shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ import mixsupcon
 from ..core.configure import departures, papers
 from ..core.methods import METHODS
 from ..core.options import Config, ConfigError, Lazy, gathered, idle, project, values
+from ..core.recipe import EXAMPLES, Rows
 from .runs import (
     RunError, check_seal, data_name, read_config, read_json, show_path, write)
 
@@ -109,7 +111,7 @@ def loader(arch: str, image_size: int, width: int) -> str | None:
     return code and LOADER.format(imports="\n".join(code.imports), source=code.source, width=width,
                                   build="\n    ".join(code.build))
 
-# %% ../../nbs/lab/08_encoders.ipynb #0b7655fa
+# %% ../../nbs/lab/08_encoders.ipynb #d50b7361
 def exported_config(folder: Path) -> dict:
     "What `config.json` of an exported encoder says."
     known, training = (read_json(folder/f"{name}.json", dict) for name in ("config", "training"))
@@ -119,7 +121,7 @@ def exported_config(folder: Path) -> dict:
     width = getattr(net, "width", 0) or models.measured_width(net, training["image_size"])
     inputs = {name: training[name] for name in ("image_size", "mean", "std", "classes")}
     return dict(
-        architectures=[cfg.arch], num_features=width, num_channels=3, **inputs,
+        architectures=[cfg.arch], num_features=width, num_channels=len(training["mean"]), **inputs,
         method=cfg.method, dataset=data_name(cfg), seed=cfg.seed, run=folder.name, identity=known["identity"],
         data_hash=known["data"], mixsupcon_version=mixsupcon.__version__,
         options={name: value for name, value in values(cfg).items() if name not in skipped})
@@ -149,21 +151,32 @@ def front_matter(entries: dict) -> str:
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items() if value]
     return "\n".join(["---", *lines, "---"])
 
-# %% ../../nbs/lab/08_encoders.ipynb #e478dc88
+# %% ../../nbs/lab/08_encoders.ipynb #62a96c75
 def measured(rows: list[dict]) -> list[dict]:
     "Test accuracies of the last epoch on the run's own data, as the hub's metrics."
     return [dict(type="accuracy", value=round(row["value"], 6), name=f"{row['protocol']}, last epoch") for row in rows
             if row.get("metric") == "accuracy" and row.get("selection") == "last" and " on " not in row["protocol"]]
 
+def kind_in(config: dict) -> Any:
+    "What the examples of an exported encoder are; None for images."
+    kind = EXAMPLES.get(config["options"]["dataset"])
+    return kind and kind()
+
+def hub_word(config: dict) -> str:
+    "The hub's word for what the examples are."
+    kind = kind_in(config)
+    return "image" if kind is None else "tabular" if isinstance(kind, Rows) else "audio"
+
 def card_head(config: dict, cfg: Config, rows: list[dict], license: str) -> str:
     "The head of the model card of a run."
     learned = "supervised-contrastive" if cfg.goal.by_class else "self-supervised-learning"
     public = [] if config["dataset"] != cfg.dataset else [cfg.dataset]
-    task = dict(type="image-classification", name="Classification of frozen features")
+    task = dict(type=f"{hub_word(config)}-classification", name="Classification of frozen features")
     results = dict(task=task, dataset=dict(name=config["dataset"], type=config["dataset"]), metrics=measured(rows))
     index = [dict(name=config["run"], results=[results])] if measured(rows) else []
+    pipeline = "feature-extraction" if kind_in(config) else "image-feature-extraction"
     return front_matter({
-        "license": license or "unknown", "library_name": "pytorch", "pipeline_tag": "image-feature-extraction",
+        "license": license or "unknown", "library_name": "pytorch", "pipeline_tag": pipeline,
         "tags": [*dict.fromkeys(["mixsupcon", "contrastive-learning", learned, "image-mixing", cfg.method, cfg.arch])],
         "datasets": public, "metrics": ["accuracy"] if index else [], "model-index": index})
 
@@ -179,7 +192,17 @@ def cited(cfg: Config) -> list[str]:
     names = {getattr(cfg.strategy, "key", ""), type(cfg.strategy).__name__.lower()}
     return [paper.cite for name, paper in papers().items() if name in names or cfg.preset in paper.recipes]
 
-# %% ../../nbs/lab/08_encoders.ipynb #e05bd09e
+# %% ../../nbs/lab/08_encoders.ipynb #7cd01a8b
+def given_words(config: dict) -> tuple:
+    "What `prepare` takes, in words: its name and its shape."
+    kind, side = kind_in(config), config["image_size"]
+    if kind is None:
+        return "images", f"uint8 or 0..1, (N, 3, {side}, {side})"
+    rows = isinstance(kind, Rows)
+    return ("rows", f"numbers, then each category as 0 and 1, (N, {sum(side)})") if rows else (
+        "sounds", "int16 or -1..1, a second at 16 kHz, (N, 16000)")
+
+# %% ../../nbs/lab/08_encoders.ipynb #df8100a6
 PROTOCOLS = (
     "`last` is the number after the probe's last epoch; `best_test` was chosen with the test images and is only for "
     "comparison with papers that do so. A linear probe is trained on frozen features of the training images; `knn…` "
@@ -191,8 +214,9 @@ def block(lines: Iterable) -> str:
 
 def use_section(config: dict, code: Plain | None) -> str:
     "How to load the encoder, with and without this package."
-    side, width = config["image_size"], config["num_features"]
-    feed = f"features = net(prepare(images))   # uint8 or 0..1, (N, 3, {side}, {side}) to (N, {width})"
+    width = config["num_features"]
+    what, shape = given_words(config)
+    feed = f"features = net(prepare({what}))   # {shape} to (N, {width})"
     load = [f"import {code.library}, torch" if code else "", "from safetensors.torch import load_file"]
     ours = ["from mixsupcon.lab.encoders import load_encoder", 'net, prepare = load_encoder("FOLDER")', feed]
     parts = ["With mixsupcon:", block(ours)]
@@ -217,13 +241,14 @@ def method_section(cfg: Config) -> str:
     table = ["", markdown_table(rows, ("option", "recipe", "here"))] if rows else []
     return "\n".join([*parts, "", recipe, *table, "", *(f"- {cite}" for cite in cited(cfg))])
 
-# %% ../../nbs/lab/08_encoders.ipynb #c4acd61d
+# %% ../../nbs/lab/08_encoders.ipynb #f7be186b
 def made_section(config: dict, folder: Path) -> str:
     "How the encoder was made: run, data, machine, code."
     training, sessions = read_json(folder/"training.json", dict), folder/"env.json"
     machine = read_json(sessions, list)[-1] if sessions.exists() else {}
     each = training["images_seen"]//max(training["epochs"], 1)
-    length = f"{training['epochs']} epochs of {each:,} images of {config['image_size']} pixels"
+    what = kind.kind if (kind := kind_in(config)) else f"images of {config['image_size']} pixels"
+    length = f"{training['epochs']} epochs of {each:,} {what}"
     parts = ("python", "torch", "torchvision", "timm", "gpu", "cpu")
     facts = dict(
         run=config["run"], identity=config["identity"], data=f"{config['dataset']}, SHA-256 {config['data_hash']}",
@@ -321,7 +346,7 @@ def export_run(folder: Path, out: Path | None = None, license: str = "") -> Path
             write(out/name, text.encode())
     return out
 
-# %% ../../nbs/lab/08_encoders.ipynb #c6c628f7
+# %% ../../nbs/lab/08_encoders.ipynb #f84f6091
 def load_encoder(folder: str | Path) -> tuple[Any, Callable]:
     "An exported encoder, in evaluation mode, and the function that prepares uint8 images for it."
     from mixsupcon.core.options import choose
@@ -331,4 +356,5 @@ def load_encoder(folder: str | Path) -> tuple[Any, Callable]:
     config = read_json(folder/"config.json", dict)
     net = choose(models.BACKBONES, config["architectures"][0], "arch")(config["image_size"])
     net.load_state_dict(load((folder/"model.safetensors").read_bytes()))
-    return net.eval(), lambda images: normalise(images, config["mean"], config["std"])
+    kind, size = kind_in(config), config["image_size"]
+    return net.eval(), lambda x: normalise(kind.inputs(x, size) if kind else x, config["mean"], config["std"])

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['data_module', 'training', 'evaluation', 'figure_module', 'encoder_module', 'mixture_module', 'several',
-           'quality_module', 'numpy', 'pandas', 'torch', 'WEIGHTS', 'figure_files', 'linear_result', 'draw_figure',
-           'make_files', 'figure_source', 'is_drawn_from', 'Figures', 'image_tensor', 'Finished', 'Result',
-           'show_figure', 'save_figures', 'data_of', 'judging_code', 'judge', 'run_one', 'experiment', 'describe_done',
-           'preset_words', 'run_all', 'run_seeds', 'run_missing', 'draw_run', 'run_to_probe', 'describe_run',
-           'run_lines', 'report_run', 'command_of', 'seed_words', 'missing_commands', 'report_missing', 'end_quickly',
-           'print_table', 'over_seeds', 'unlabelled_hint', 'print_result']
+           'quality_module', 'table_module', 'numpy', 'pandas', 'torch', 'WEIGHTS', 'figure_files', 'linear_result',
+           'draw_figure', 'make_files', 'figure_source', 'is_drawn_from', 'Figures', 'image_tensor', 'Finished',
+           'Result', 'show_figure', 'save_figures', 'data_of', 'judging_code', 'judge', 'run_one', 'experiment',
+           'describe_done', 'preset_words', 'run_all', 'run_seeds', 'run_missing', 'draw_run', 'run_to_probe',
+           'describe_run', 'run_lines', 'report_run', 'command_of', 'seed_words', 'missing_commands', 'report_missing',
+           'end_quickly', 'print_table', 'over_seeds', 'unlabelled_hint', 'print_result']
 
-# %% ../../nbs/lab/06_experiment.ipynb #8e10e676
+# %% ../../nbs/lab/06_experiment.ipynb #e4997ad9
 import atexit, gc, html, os, shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -25,6 +25,7 @@ from ..core.configure import configure, departures
 from ..core.learned_mixers import learns_masks
 from ..core.methods import METHODS
 from ..core.options import Config, ConfigError, Lazy, Refusal, amended, choose, code_of, project
+from ..core.recipe import examples_of
 from ..core.views import normalise
 from .progress import clock, finish_tracking, report, show_in_notebook, write_terminal
 from .runs import (
@@ -32,11 +33,11 @@ from .runs import (
 
 data_module, training, evaluation, figure_module, encoder_module = (
     Lazy(f"mixsupcon.lab.{name}") for name in ("data", "train", "evaluate", "figures", "encoders"))
-mixture_module, several, quality_module = (
-    Lazy(f"mixsupcon.lab.{name}") for name in ("mixtures", "distributed", "quality"))
+mixture_module, several, quality_module, table_module = (
+    Lazy(f"mixsupcon.lab.{name}") for name in ("mixtures", "distributed", "quality", "tables"))
 numpy, pandas, torch = (Lazy(name) for name in ("numpy", "pandas", "torch"))
 
-# %% ../../nbs/lab/06_experiment.ipynb #28a889d8
+# %% ../../nbs/lab/06_experiment.ipynb #84d5d3c7
 def figure_files(name: str) -> list[str]:
     "The files in a run's folder that a figure is drawn from."
     maps = [f"{how}.json" for how in ("tsne", "umap") if how != "umap" or find_spec("umap")]
@@ -60,7 +61,8 @@ def draw_figure(folder: Path, name: str, path: Path | None = None, source: str |
         return mixture_module.draw_masks(folder, path, source)
     if name == "quality":
         return quality_module.draw_quality(folder, path, source)
-    titles = {"tsne.json": "t-SNE of the test images", "umap.json": "UMAP of the test images"}
+    what = kind.kind if (kind := examples_of(read_config(folder))) else "images"
+    titles = {"tsne.json": f"t-SNE of the test {what}", "umap.json": f"UMAP of the test {what}"}
     results = {titles[file]: read_json(folder/file) for file in figure_files(name)}
     return figure_module.draw_tsne(results, path, source=source)
 
@@ -180,7 +182,7 @@ class Finished:
         name = "linear" if row["metric"] == "accuracy" else row["metric"]
         return f"{name} {row['value']:.4f}"
 
-# %% ../../nbs/lab/06_experiment.ipynb #1b3a9801
+# %% ../../nbs/lab/06_experiment.ipynb #1afce114
 class Result(Finished):
     "A finished run: `numbers`, `log`, `figures`, `encoder`, `embed(images)`, `export(path)`."
 
@@ -194,16 +196,24 @@ class Result(Finished):
         "The trained encoder, in evaluation mode; `transform` makes what it takes."
         return training.load_net(self.folder, training.device_of(self.cfg)).encoder
 
+    def inputs(self, images: Any) -> "torch.Tensor":
+        "Images as uint8 (N, 3, H, W); rows (N, D) of a table or a table with its columns, or sounds (N, 16000)."
+        size, kind = read_json(self.folder/"training.json")["image_size"], examples_of(self.cfg)
+        if hasattr(images, "columns") and (self.folder/"data.json").exists():   # of pandas, as one's own table was read
+            columns = read_json(self.folder/"data.json", dict)["columns"]
+            images = table_module.encode(images, columns)
+        return kind.inputs(images, size) if kind else image_tensor(images, size)
+
     def transform(self, images: Any) -> "torch.Tensor":
         "Images, as a uint8 tensor (N, 3, H, W), an array (N, H, W, 3) or of Pillow, as the encoder takes them."
         seen = read_json(self.folder/"training.json")
-        x = normalise(image_tensor(images, seen["image_size"]), seen["mean"], seen["std"])
+        x = normalise(self.inputs(images), seen["mean"], seen["std"])
         return x.to(next(self.encoder.parameters()).device)
 
     def embed(self, images: Any) -> "torch.Tensor":
         "Features (N, F) of such images; the linear probe learns from these, neighbours are found among unit rows."
         seen = read_json(self.folder/"training.json")
-        x = image_tensor(images, seen["image_size"])
+        x = self.inputs(images)
         return evaluation.embed(self.encoder, x, lambda x, rows: normalise(x, seen["mean"], seen["std"]))
 
     @cached_property
@@ -254,7 +264,7 @@ def data_of(folder: Path) -> "data_module.Dataset":
         return data
     raise RunError(f"the data have changed since {folder.name} was trained on them")
 
-# %% ../../nbs/lab/06_experiment.ipynb #61d0d135
+# %% ../../nbs/lab/06_experiment.ipynb #e7dc2b85
 def judging_code(cfg: Config | None = None) -> dict:
     "The fingerprints of the code that judges features, and of what judges a classifier or masks where a run has them."
     functions = [evaluation.linear_of, evaluation.knn_of, evaluation.transfer_of]
@@ -262,7 +272,9 @@ def judging_code(cfg: Config | None = None) -> dict:
         functions += [evaluation.classifier_accuracy, evaluation.classifier_of]
     if cfg and learns_masks(cfg):
         functions.append(mixture_module.mixtures_of)
-    return code_of(*functions, *evaluation.CHOICES.values(), *evaluation.PROBE_VIEWS.values())
+    solved = cfg is not None and evaluation.protocol_of(cfg).choice == "pinv"
+    choices = [choice for name, choice in evaluation.CHOICES.items() if name != "pinv" or solved]
+    return code_of(*functions, *choices, *evaluation.PROBE_VIEWS.values())
 
 # %% ../../nbs/lab/06_experiment.ipynb #766db7a0
 def judge(cfg: Config, data: "data_module.Dataset", folder: Path) -> None:

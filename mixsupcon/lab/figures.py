@@ -163,11 +163,12 @@ def draw_views(cfg: Any, data: Any, path: Path | None = None, n: int = 8) -> plt
         write(path.with_suffix(".safetensors"), pack(rows, dict(captions=captions)))
     return save_figure(draw_images(rows, {list(rows)[-1]: captions}), path)
 
-# %% ../../nbs/lab/05_figures.ipynb #7723c459
+# %% ../../nbs/lab/05_figures.ipynb #99b91f10
 def saved_views(folder: Path) -> tuple:
     "What `draw_views` wrote into a run's folder: rows of images by name, the mixtures last, and their captions."
     rows, state = unpack((folder/"views.safetensors").read_bytes())   # which are sorted by size
-    names = sorted(rows, key=lambda name: (name != "image", not name.startswith("view "), len(name), name))
+    first = "image", "example"
+    names = sorted(rows, key=lambda name: (name not in first, not name.startswith("view "), len(name), name))
     return {name: rows[name] for name in names}, state["captions"]
 
 def draw_saved_views(folder: Path, path: Path | None = None, source: str | None = None) -> plt.Figure:

@@ -10,7 +10,7 @@ __all__ = ['pd', 'BINS', 'WRONG', 'FEW', 'DRAWS', 'LOOKED_AT', 'PANELS', 'reliab
            'quality_table', 'corruption_table', 'joined_bins', 'curves_of', 'draw_panel', 'draw_qualities',
            'draw_quality', 'draw_corruptions']
 
-# %% ../../nbs/lab/14_quality.ipynb #9900b75f
+# %% ../../nbs/lab/14_quality.ipynb #ac1228a3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ..core.options import Lazy, Refusal, stream
-from ..core.recipe import OPTIMIZERS, protocol_of
+from ..core.recipe import OPTIMIZERS, examples_of, protocol_of
 from .data import rank_in_class
 from .evaluate import (
     PROBE_VIEWS, Trained, accuracy, fresh_layer, linear_of, probe_epoch, probe_settings, record, require_labels)
@@ -163,7 +163,7 @@ def quality_rows(trained: Trained, heads: dict, classifiers: dict, wrong: dict, 
     rows += [record(own, f"accuracy_wrong_{share:g}", value, n) for share, value in wrong.items()]
     return rows + [record("logistic", f"accuracy_few_{k}", float(np.mean(v)), n) for k, v in few.items()]
 
-# %% ../../nbs/lab/14_quality.ipynb #b3c2d489
+# %% ../../nbs/lab/14_quality.ipynb #56222839
 def measure_quality(trained: Trained) -> dict:
     "A run's quality beside accuracy: records, and what its figures are drawn from."
     require_labels(trained.data)
@@ -183,6 +183,9 @@ def measure_quality(trained: Trained) -> dict:
 
 def quality_of(trained: Trained) -> dict:
     "The quality of a run beside accuracy: read if the folder has it, else measured and written with a seal."
+    kind = examples_of(trained.cfg)
+    if kind:
+        raise Refusal(f"quality is measured on corrupted images, and these are {kind.kind}: leave it out")
     cached(trained.folder, "quality", lambda: stamp(measure_quality(trained)))
     return read_later(trained.folder, "quality")
 

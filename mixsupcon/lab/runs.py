@@ -6,12 +6,12 @@
 __all__ = ['torch', 'FILES', 'HELD', 'CALLED', 'WEIGHTS', 'RunError', 'to_json', 'refuse_constant', 'parse_json', 'write_json',
            'read_json', 'log', 'read_log', 'mark_log', 'rewind', 'try_lock', 'open_lock', 'lock', 'unlock',
            'lock_owner', 'pack', 'unpack', 'checkpoints', 'flush_log', 'save_checkpoint', 'read_checkpoint',
-           'set_aside', 'load_checkpoint', 'safe_name', 'last_folder', 'data_name', 'runs_root', 'run_folder',
-           'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'same_numbers', 'in_todays_terms',
-           'same_code', 'code_changes', 'check_same', 'open_run', 'read_config', 'cached', 'result_names',
-           'file_digest', 'read_rows', 'require_own_identity', 'gather', 'compare', 'check_seal', 'seal', 'stamp',
-           'read_later', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run', 'find_folder',
-           'find_run', 'require_own_folder', 'delete_run']
+           'set_aside', 'load_checkpoint', 'safe_name', 'last_folder', 'file_name', 'data_name', 'runs_root',
+           'run_folder', 'show_path', 'commit', 'environment', 'visit', 'describe', 'differences', 'same_numbers',
+           'in_todays_terms', 'same_code', 'code_changes', 'check_same', 'open_run', 'read_config', 'cached',
+           'result_names', 'file_digest', 'read_rows', 'require_own_identity', 'gather', 'compare', 'check_seal',
+           'seal', 'stamp', 'read_later', 'fault', 'survey', 'run_folders', 'all_folders', 'fitting', 'pick_run',
+           'find_folder', 'find_run', 'require_own_folder', 'delete_run']
 
 # %% ../../nbs/lab/01_runs.ipynb #a8a5712f
 import difflib, fcntl, hashlib, json, os, platform, re, secrets, shutil, subprocess, sys, time, unicodedata
@@ -264,13 +264,17 @@ def safe_name(text: str, most: int = 40) -> str:
     plain = "".join(c if unicodedata.category(c)[0] in "LMN" or c in "_." else "-" for c in text)
     return re.sub("-+", "-", plain)[:most].strip("-.")
 
-# %% ../../nbs/lab/01_runs.ipynb #86281b35
+# %% ../../nbs/lab/01_runs.ipynb #083accbc
 def last_folder(cfg: Config) -> str:
     "The last part of the path of one's own images."
     path = project()/os.path.expanduser(cfg.data_dir)
     return safe_name(path.resolve().name) or cfg.dataset
 
-CALLED: dict = dict(folder=last_folder)   # data sets that a run's folder calls otherwise than by their name
+def file_name(cfg: Config) -> str:
+    "The name of the file of one's own table, without its ending."
+    return safe_name(Path(cfg.data_dir).stem) or cfg.dataset
+
+CALLED: dict = dict(folder=last_folder, table=file_name)   # data sets that a run's folder calls otherwise
 
 def data_name(cfg: Config) -> str:
     "What a run's folder calls its data."

@@ -6,10 +6,11 @@
 __all__ = ['BLOCK', 'AHEAD', 'CHUNK', 'STATES', 'number_in', 'free_memory', 'memory_for_images', 'is_streamed', 'jpeg_decoder',
            'is_plain_jpeg', 'decode_bytes', 'read_bytes', 'Seen', 'look_at', 'Files', 'blocks_of', 'block_name',
            'cores', 'reading_threads', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit',
-           'side_stream', 'blank', 'send', 'Images', 'ahead', 'cut', 'finish', 'Crops', 'draw_crops', 'begin_crops',
-           'step_images', 'stream_parts', 'InMemory', 'place', 'memory_of', 'in_bytes', 'describe_memory']
+           'side_stream', 'blank', 'send', 'Images', 'ahead', 'Raw', 'RawBatch', 'cut', 'finish', 'Crops', 'draw_crops',
+           'begin_crops', 'step_images', 'stream_parts', 'InMemory', 'place', 'in_memory', 'what_are', 'memory_of',
+           'in_bytes', 'describe_memory']
 
-# %% ../../nbs/lab/12_streaming.ipynb #e00f2c75
+# %% ../../nbs/lab/12_streaming.ipynb #c015476a
 import io, json, os, warnings
 from bisect import bisect_right
 from collections import deque
@@ -26,6 +27,7 @@ import torch
 from safetensors.torch import save
 
 from ..core.options import Config, require, stream
+from ..core.recipe import examples_of
 from ..core.views import Draw, blur_some, chunk_length, draw_views, normalise, recolour
 from .data import (
     BadImage, DataError, Dataset, attempt, check_left, check_size, clear_leftovers, decode, digest, load_store,
@@ -319,6 +321,63 @@ def ahead(x: Any, batches: Iterable, device: Any = None) -> Iterator[torch.Tenso
         return (x[rows.to(x.device)].to(device) for rows in batches)
     return in_advance(batches, x.to(device).begin)
 
+# %% ../../nbs/lab/12_streaming.ipynb #0d66ecf5
+class Raw:
+    "Examples (N, …) in memory as they are stored; `x[rows]` is what a network takes of them, without a random view."
+
+    def __init__(self, x: torch.Tensor, look: Callable, size: Any, **more: Any):
+        self.x, self.look, self.size, self.more = x, look, size, more   # size: for which an encoder is made
+        self.shape, self.dtype = torch.Size((len(x), *look(x[:1]).shape[1:])), x.dtype
+
+    ndim, device = 4, property(lambda self: self.x.device)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def numel(self) -> int:
+        "How many bytes the examples are."
+        return self.x.numel()*self.x.element_size()
+
+    def plain(self) -> torch.Tensor:
+        "What a network takes of all of them."
+        return self.look(self.x)
+
+    def to(self, device: Any) -> "Raw":
+        "The same examples on a device, with what stands beside them."
+        more = {name: v.to(device) if torch.is_tensor(v) else v for name, v in self.more.items()}
+        return Raw(self.x.to(device), self.look, self.size, **more)
+
+    def take(self, rows: Any) -> "Raw":
+        "Some of the examples."
+        return Raw(self.x[rows.to(self.device) if torch.is_tensor(rows) else rows], self.look, self.size, **self.more)
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        alone = isinstance(key, int)
+        seen = self.take([key] if alone else key).plain()
+        return seen[0] if alone else seen
+
+    def begin(self, rows: torch.Tensor, pool: ThreadPoolExecutor) -> Callable:
+        "A function that returns `x[rows]`."
+        return lambda: self[rows]
+
+    def split(self, n: int) -> Iterator:
+        "All that is stored, `n` rows at a time, what stands beside the examples last."
+        yield from self.x.split(n)
+        yield from (v for v in self.more.values() if torch.is_tensor(v))
+
+class RawBatch(NamedTuple):
+    "The examples of a step, or the `own` ones of a process, which make their views."
+    raw: Raw
+    step: int
+    n: int        # of the whole batch, whose views are drawn together
+    own: slice
+
+    def view(self, cfg: Config, purpose: str, mean: tuple, std: tuple) -> torch.Tensor:
+        "The view (N, C, H, W) of a purpose."
+        kind = examples_of(cfg)
+        draw = kind.draw(self.raw, self.n, stream(cfg.seed, purpose, self.step))
+        return kind.view(self.raw, [v[self.own] for v in draw], mean, std)
+
 # %% ../../nbs/lab/12_streaming.ipynb #3a9ef35e
 def cut(picture: torch.Tensor, box: list, out: int) -> torch.Tensor:
     "The box (top, left, height, width) of a uint8 picture, resized to `out`×`out`."
@@ -369,9 +428,11 @@ def begin_crops(cfg: Config, x: Images, kinds: list, own: slice, item: tuple, po
     done = submit(pool, work, len(rows))
     return lambda: (done(), Crops({purpose: send(part, x.device) for purpose, part in room.items()}, draws))[1]
 
-# %% ../../nbs/lab/12_streaming.ipynb #4926001f
+# %% ../../nbs/lab/12_streaming.ipynb #01acfc62
 def step_images(cfg: Config, x: Any, batches: Iterable, kinds: list, first: int, own: slice = slice(None)) -> Iterator:
-    "For each batch of rows what its step takes of its `own`, read in advance: images or, with `crop full`, `Crops`."
+    "For each batch of rows what its step takes of its `own`, read in advance: images, `Crops` or a `RawBatch`."
+    if isinstance(x, Raw):
+        return (RawBatch(x.take(rows[own]), step, len(rows), own) for step, rows in enumerate(batches, first))
     if cfg.crop != "full":
         return ahead(x, (rows[own] for rows in batches))
     require(isinstance(x, Images) and hasattr(x.store, "picture"), f"crop full cuts photographs in files, which "
@@ -414,9 +475,18 @@ def place(x: Any, device: torch.device, free: int | None = None) -> Any:
     free = torch.cuda.mem_get_info(device)[0] if free is None else free
     return x.to(device) if 2*x.numel() <= free else Images(InMemory(x), torch.arange(len(x)), device)
 
-# %% ../../nbs/lab/12_streaming.ipynb #b63e0cd9
+# %% ../../nbs/lab/12_streaming.ipynb #11fb5ac6
 STATES = dict(sgd=1, adam=2, lars=1)   # tensors that an optimiser keeps for each weight
 
+def in_memory(x: Any) -> bool:
+    "Whether examples are in memory."
+    return torch.is_tensor(x) or isinstance(x, Raw)
+
+def what_are(x: Any) -> str:
+    "Images, or else examples."
+    return "examples" if isinstance(x, Raw) else "images"
+
+# %% ../../nbs/lab/12_streaming.ipynb #0942e109
 def memory_of(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: list) -> dict:
     "Bytes of memory that a training takes, as far as shapes say it: what → bytes."
     x = data.train_x if data.every_x is None else data.every_x
@@ -425,9 +495,11 @@ def memory_of(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: list) -> 
     waiting = (AHEAD + 1)*batch*seen
     weights = [v.numel()*v.element_size() for v in net.state_dict().values()]
     learned = sum(p.numel()*p.element_size() for p in net.parameters() if p.requires_grad)
-    images = sum(part.numel() for part in (data.train_x, data.test_x, data.every_x) if torch.is_tensor(part))
-    return {"images": images} | ({} if torch.is_tensor(x) else {"batches read in advance": waiting}) | {
-        "views of a step": 4*batch*sum(3*side**2 for side in sides), "weights": sum(weights),
+    here = [part for part in (data.train_x, data.test_x, data.every_x) if in_memory(part)]
+    views = sum(3*side**2 for side in sides) if not isinstance(x, Raw) else len(kinds)*x.shape[1:].numel()
+    return {what_are(x): sum(part.numel() for part in here)} | (
+        {} if in_memory(x) else {"batches read in advance": waiting}) | {
+        "views of a step": 4*batch*views, "weights": sum(weights),
         "gradients and optimiser": (1 + STATES[cfg.optimizer])*learned,
         "features to probe": 4*net.encoder.width*(len(data.train_x) + len(data.test_x))}
 
@@ -440,8 +512,8 @@ def describe_memory(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: lis
     "What a training takes in memory, in a line; nothing where it is little and everything is in memory."
     parts, x = memory_of(cfg, net, data, kinds), data.train_x if data.every_x is None else data.every_x
     total = sum(parts.values())
-    if torch.is_tensor(x) and total < least:
+    if in_memory(x) and total < least:
         return []
-    where = "" if torch.is_tensor(x) else f"{len(x):,} images ({in_bytes(x.numel())}) are read at each step; "
+    where = "" if in_memory(x) else f"{len(x):,} images ({in_bytes(x.numel())}) are read at each step; "
     named = ", ".join(f"{what} {in_bytes(n)}" for what, n in parts.items() if n)
     return [f"memory: {where}{named}: {in_bytes(total)}; not counted: activations and temporaries"]

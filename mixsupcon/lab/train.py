@@ -10,7 +10,7 @@ __all__ = ['evaluation', 'several', 'streaming', 'compute_loss', 'START', 'ASKED
            'training_code', 'check_code', 'check_sizes', 'check_classes', 'begin', 'train_run', 'pretrain', 'load_net',
            'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #72e62068
+# %% ../../nbs/lab/03_train.ipynb #3661deb3
 import math, time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -27,10 +27,10 @@ from ..core.models import load_pretrained, make_net, update_state
 from ..core.options import (
     Config, ConfigError, Lazy, Refusal, amended, code_of, identity, require, shares, stream)
 from ..core.parts import check_own_parts
-from ..core.recipe import OPTIMIZERS, Head, learning_rate, rescale_by_trust
+from ..core.recipe import OPTIMIZERS, Head, examples_of, learning_rate, rescale_by_trust
 from ..core.step import Step
 from ..core.views import normalise, random_view
-from .data import Dataset, fingerprint
+from .data import Dataset, fingerprint, size_of
 from .progress import (
     Pace, Progress, Stopped, Trackers, report, show_progress, signals_to, trackers_of, watched)
 from .runs import (
@@ -79,12 +79,12 @@ def optimizer_for(cfg: Config, net: torch.nn.Module, fused: bool = False) -> tor
     groups = [dict(params=params, part=part) for part, params in groups.items() if params]
     return OPTIMIZERS[cfg.optimizer].build(groups, cfg.lr, cfg.weight_decay, fused)
 
-# %% ../../nbs/lab/03_train.ipynb #e757a819
+# %% ../../nbs/lab/03_train.ipynb #d91c4e63
 class Learner:
     "A network and its optimiser."
 
     def __init__(self, cfg: Config, data: Dataset, device: torch.device):
-        net = net_for(cfg, len(data.classes), data.train_x.shape[-1])
+        net = net_for(cfg, len(data.classes), size_of(data.train_x))
         load_pretrained(net, cfg)
         several.divide(cfg, net, device.type)
         self.net = net.to(device, memory_format=torch.channels_last)
@@ -247,7 +247,7 @@ def resume(learner: Learner, folder: Path, identity: str) -> dict:
     learner.load(tensors)
     return state
 
-# %% ../../nbs/lab/03_train.ipynb #efff3dfe
+# %% ../../nbs/lab/03_train.ipynb #58206054
 def finish(cfg: Config, learner: Learner, folder: Path, data: Dataset, totals: dict, loss: float | None) -> None:
     "Write the weights and what training took; remove the checkpoints."
     weights = pack(learner.net.state_dict(), {})
@@ -257,7 +257,7 @@ def finish(cfg: Config, learner: Learner, folder: Path, data: Dataset, totals: d
     per_epoch = sum(map(len, batches_of(cfg, len(images_to_learn(cfg, data)[0]), 1))) if cfg.epochs else 0
     spent = dict(epochs=cfg.epochs, images_seen=cfg.epochs*per_epoch, passes=totals["passes"],
                  seconds=totals["seconds"])
-    inputs = dict(classes=data.classes, image_size=data.train_x.shape[-1], mean=data.mean, std=data.std)
+    inputs = dict(classes=data.classes, image_size=size_of(data.train_x), mean=data.mean, std=data.std)
     digests = dict(net=digest(weights), encoder=digest(encoder))
     write_json(folder/"training.json", dict(**spent, **inputs, loss=loss, **digests))
     for old in checkpoints(folder):
@@ -414,7 +414,7 @@ def check_classes(cfg: Config, data: Dataset) -> None:
     require(known, f"the block of {cfg.method} learns from classes: it needs images that have one, and clusters of at "
                    f"least {classes}, or a block_loss without ce, pbce and infonce_labels")
 
-# %% ../../nbs/lab/03_train.ipynb #f800cf61
+# %% ../../nbs/lab/03_train.ipynb #9e04ebfa
 def begin(cfg: Config, data_hash: str, root: Path | None, wait: float, later: Mapping | None) -> tuple:
     "The folder of a run, opened and locked, and whether it is trained already."
     code = training_code(cfg)
@@ -435,20 +435,21 @@ def train_run(cfg: Config, data: Dataset, folder: Path, run: str) -> None:
         visit(folder)
         epochs = f"{cfg.epochs} epoch{'s'*(cfg.epochs != 1)} (preset {cfg.preset})"
         where = f"{several.world()} × {cfg.device}" if several.world() > 1 else cfg.device
-        report(f"{cfg.method} on {n:,} images of {data_name(cfg)}: {cfg.arch}, {epochs}, {where}")
+        what = kind.kind if (kind := examples_of(cfg)) else "images"
+        report(f"{cfg.method} on {n:,} {what} of {data_name(cfg)}: {cfg.arch}, {epochs}, {where}")
         for line in streaming.describe_memory(cfg, learner.net, data, view_kinds(cfg)):
             report(line)
     totals, loss = train(cfg, learner, folder, data, run)
     if not several.rank():
         finish(cfg, learner, folder, data, totals, loss)
 
-# %% ../../nbs/lab/03_train.ipynb #8fd152b6
+# %% ../../nbs/lab/03_train.ipynb #0db53aa3
 def pretrain(cfg: Config, data: Dataset, root: Path | None = None, wait: float = 0,
              later: Mapping | None = None) -> Path:
     "The folder of a run, trained to the end as far as that is not done; `later`: fingerprints of the judging code."
     check_sizes(cfg, data)
     check_classes(cfg, data)
-    check_own_parts(cfg, data.train_x.shape[-1])
+    check_own_parts(cfg, size_of(data.train_x))
     trackers_of(cfg)   # refuses those that are not installed
     cfg, data_hash = resolve_device(cfg), fingerprint(data)
     folder, trained = several.first(partial(begin, cfg, data_hash, root, wait, later))
@@ -479,23 +480,26 @@ def label_shares(w: torch.Tensor, names: list) -> str:
     pairs = zip(top.values.tolist(), top.indices.tolist())
     return "\n".join(f"{names[i]} {share:.0%}" for share, i in pairs if share > .005)
 
-# %% ../../nbs/lab/03_train.ipynb #3940b1b4
+# %% ../../nbs/lab/03_train.ipynb #171c6584
 def first_step(cfg: Config, data: Dataset, n: int = 8) -> tuple:
     "The first images of a run with their views and mixtures: rows of uint8 images by name, and the mixtures' labels."
     x, y = images_to_learn(cfg, data)
     first = batches_of(cfg, len(x), 1)[0]
     seen = next(streaming.step_images(cfg, x, [first], view_kinds(cfg), 0))
     x, y = x[first], y[first]
-    views = step_views(cfg, seen, (0,)*3, (1,)*3, 0)
+    kind = examples_of(cfg)
+    views = step_views(cfg, seen, *((data.mean, data.std) if kind else ((0,)*3, (1,)*3)), 0)
     guided = any(name in GUIDED for name in cfg.mixer.split()) if cfg.strategy.mixes else False
     net = net_for(cfg, len(data.classes), x.shape[-1]) if guided else None   # an untrained one says where to mix
     step = begin_step(cfg, net, views, y, len(data.classes), stream(cfg.seed, "mix", 0))
     step.depth = 0
-    rows = {"image": x/255.} | {f"view {i + 1}": view.x for i, view in enumerate(step.views)}
+    first = {"example": normalise(x, data.mean, data.std)} if kind else {"image": x/255.}
+    rows = first | {f"view {i + 1}": view.x for i, view in enumerate(step.views)}
     captions = []
     if cfg.strategy.mixes:
         mixed, w = cfg.strategy.example(step)
         rows["mixture" if cfg.mixer == "none" else cfg.mixer] = mixed
         names = [(*data.classes, "no label")[i] for i in y.tolist()]
         captions = [label_shares(row, names) for row in w[:n]]
-    return {name: (v[:n]*255).round().clamp(0, 255).byte() for name, v in rows.items()}, captions
+    shown = {name: kind.picture(v[:n]) if kind else v[:n] for name, v in rows.items()}
+    return {name: (v*255).round().clamp(0, 255).byte() for name, v in shown.items()}, captions

@@ -8,7 +8,7 @@ __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', '
            'Loss', 'Averaged', 'first', 'settle', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start',
            'in_tensors', 'work', 'await_ready', 'require_alive', 'explain', 'give_up', 'watch', 'started', 'join']
 
-# %% ../../nbs/lab/13_distributed.ipynb #f3afd1e7
+# %% ../../nbs/lab/13_distributed.ipynb #c4a69124
 import atexit, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +33,7 @@ from .data import Dataset, load_data
 from .extend import load_plugin
 from .progress import Progress
 from .runs import RunError
+from .streaming import cores
 from .train import train_run
 
 # %% ../../nbs/lab/13_distributed.ipynb #618a7cec
@@ -301,10 +302,10 @@ def in_turn(function: Callable) -> Any:
     require(not any(words), next(filter(None, words), ""))
     return result if mine else function()
 
-# %% ../../nbs/lab/13_distributed.ipynb #d4df55df
+# %% ../../nbs/lab/13_distributed.ipynb #b39513c9
 def check_devices(cfg: Config, device: str) -> None:
     "Refuse more processes than there are GPUs or cores."
-    here, what = (torch.cuda.device_count(), "GPU") if device == "cuda" else (os.cpu_count() or 1, "core")
+    here, what = (torch.cuda.device_count(), "GPU") if device == "cuda" else (cores(), "core")
     some = f"{here} {what}{'s'*(here != 1)}"
     require(cfg.devices <= here, f"devices is {cfg.devices}, but this machine has {some}: pass devices {here} or fewer")
     require(cfg.devices == 1 or world() == 1, f"torchrun has started {world()} processes already: leave out devices")

@@ -14,6 +14,7 @@ BIN := .venv/bin
 SCALE ?= small
 REPLACE ?= equal
 CORES ?= all
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 USER_ID = $(shell id -u)
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 
@@ -25,13 +26,12 @@ run: setup
 
 check: setup
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
+# nbdev_test is among the tests: tests/test_notebooks.py has it run each notebook, and compares what the cells show
 test: setup
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_repository.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_repository.py --durations 10
+	$(PYTEST) --durations 10
 
 # a second call goes on where the first stopped; what failed is named at the end, and the report is written all the same
 paper: setup

@@ -20,6 +20,19 @@ if "WARM_PYTHON" not in os.environ:   # else a worker of pytest-xdist
     def pytest_unconfigure():
         shutil.rmtree(PLACE, ignore_errors=True)   # a server ends, and does the same, within a second
 
+COSTLY = "result", "toy", "steps", "finished", "trained", "report", "straight"   # fixtures that take seconds
+
+
+def pytest_collection_modifyitems(items):
+    """What runs where, in several processes: slow tests come first, so that none of these waits for another in the end;
+    those that share a fixture run in one process, and so do the fast ones of a file."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        shared = [name for name in COSTLY if name in item.fixturenames]
+        if shared or not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+
+
 ROOT = Path(__file__).parents[1]
 FIRST_VERSION = Path(__file__).parent/"data"/"first_version_runs"
 

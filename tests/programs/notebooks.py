@@ -62,11 +62,11 @@ def joined(outputs):
 
 
 def texts(notebook):
-    "What the cells print and show as text: cell's number -> text."
+    "What the cells print, and show as text after it: cell's number -> text."
     shown = {}
     for i, cell in enumerate(notebook.cells):
         parts = []
-        for output in joined(cell.get("outputs", [])):
+        for output in joined(sorted(cell.get("outputs", []), key=lambda output: output.output_type, reverse=True)):
             text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
             parts.append("".join(text))
         if parts:

@@ -20,17 +20,20 @@ if "WARM_PYTHON" not in os.environ:   # else a worker of pytest-xdist
     def pytest_unconfigure():
         shutil.rmtree(PLACE, ignore_errors=True)   # a server ends, and does the same, within a second
 
-COSTLY = "result", "toy", "steps", "finished", "trained", "report", "straight"   # fixtures that take seconds
+COSTLY = "result", "toy", "steps", "finished", "trained", "runs", "published", "straight"   # fixtures that take seconds
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What runs where, in several processes: slow tests come first, so that none of these waits for another in the end;
-    those that share a fixture run in one process, and so do the fast ones of a file."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """What is slow, and what runs where in several processes: slow tests come first, so that none of these waits for
+    another in the end; those that share a fixture run in one process, and so do the fast ones of a file."""
     for item in items:
         shared = [name for name in COSTLY if name in item.fixturenames]
+        if shared:
+            item.add_marker(pytest.mark.slow)
         if shared or not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 ROOT = Path(__file__).parents[1]

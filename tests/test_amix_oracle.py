@@ -615,6 +615,7 @@ CONTRASTIVE = [
     ("amix_i", dict(block_loss="pbce_clusters bce", clusters=3)), ("amix_c", dict(clusters=3))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CONTRASTIVE)))
 def test_contrastive_step(case):
     "MoCo's loss, the cross-view mixed term, the block's losses by keys, classes and clusters, its classifier's own."
@@ -667,6 +668,7 @@ def test_contrastive_step(case):
     assert_same_step(run, [V1, V2], theirs)
 
 
+@pytest.mark.slow
 def test_block_trained_by_mixsupcon():
     "The loss of all mixtures of both views, of the encoder and again of the block, whose masks' losses are averaged."
     run = Recorded("mixsupcon", mixer="amix", tau=.2, block_dropout=0.)

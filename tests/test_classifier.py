@@ -106,6 +106,7 @@ def test_judging_leaves_no_trace(digits, training):
     assert [p.grad is None for p in net.parameters()].count(False) == 1
 
 
+@pytest.mark.slow
 def test_modes_come_back_when_judging_is_refused(digits):
     net = four_headed(digits)
     net.train()
@@ -122,6 +123,7 @@ def trained_net(digits, root, **given):
     return folder, train.load_net(folder).state_dict(), runs.read_log(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_epochs, judged", [(1, [4]), (3, [2, 3, 4]), (99, [1, 2, 3, 4])])
 def test_judging_changes_no_bit_of_training(digits, tmp_path, last_epochs, judged):
     _, plain, rows = trained_net(digits, tmp_path, epochs=4)
@@ -132,6 +134,7 @@ def test_judging_changes_no_bit_of_training(digits, tmp_path, last_epochs, judge
     assert not any("accuracy" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_has_the_same_accuracies(digits, tmp_path, monkeypatch):
     given = dict(epochs=4, classifier_epochs=3, save_seconds=0.)
     straight, _, rows = trained_net(digits, tmp_path/"straight", **given)
@@ -203,6 +206,7 @@ def complete():
         yield [run_one(configure("ce", **given | more), Path(tmp)) for more in (dict(classifier_epochs=2), {})]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_run_are_sealed_with_the_others(complete, digits):
     judged, plain = (runs.check_seal(folder) for folder in complete)
     kinds = {(row["protocol"], row["selection"]) for row in judged["rows"]}

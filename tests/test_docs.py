@@ -131,6 +131,7 @@ CHECKS = dict(
 OTHERS = ". .venv/bin/activate", "pip install", "pipx run pre-commit install", ".venv/bin/nbdev_export", "tensorboard "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in DOCUMENTS if command_lines(page)], ids=name)
 def test_commands_are_understood(page):
     "Notebooks, targets and parameters exist, and the values are accepted."

@@ -39,6 +39,7 @@ def fonts(pdf):
     return {*re.findall(rb"/Subtype\s*/(Type3|Type42|TrueType|Type0|CIDFontType2)", pdf)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [
     lambda: figures.draw_confusion(confusion(["cat", "dog"])), lambda: figures.draw_tsne({"a": blobs(["cat", "dog"])})])
 def test_text_in_a_pdf_stays_text(draw, tmp_path):
@@ -120,6 +121,7 @@ def test_a_reason_may_be_long(recwarn):
     assert not recwarn.list and int.from_bytes(picture[16:20], "big") > 1500
 
 
+@pytest.mark.slow
 def test_drawing_a_run_takes_no_seaborn():
     "It costs a second, and only heat maps of studies need it."
     code = ("import sys; from mixsupcon.lab.figures import draw_confusion\n"

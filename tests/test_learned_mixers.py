@@ -83,6 +83,7 @@ def gradients(net, loss):
     return reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [
     "ce", "mixsupcon", "simclr_imix", "moco_mix", "byol_unmix", "swav_unmix", "mixsiam"])
 @pytest.mark.parametrize("mixer", ["saliencymix", "puzzlemix", "comixup"])
@@ -159,6 +160,7 @@ def trained(tiny, **given):
     return start, learner.tensors()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value, of", [
     ("block_lr", 5., "mix_block"), ("block_lr_end", .5, "mix_block"), ("mask_schedule", "cosine", "mix_block"),
     ("block_momentum", .5, "momentum_encoder"), ("block_momentum_schedule", "constant", "momentum_encoder")])
@@ -169,6 +171,7 @@ def test_what_acts_after_the_first_step(name, value, of, tiny):
     assert any(of in tensor for tensor in changed), f"{name} changes {sorted(changed) or 'nothing'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, mixer", [
     ("amix_c", "amix"), ("moco_mix", "puzzlemix"), ("mixsupcon", "comixup"), ("mixsupcon", "amix")])
 def test_a_step_leaves_no_images_behind(method, mixer):

@@ -180,6 +180,7 @@ def test_every_method_learns(half, capsys):
 
 # ---- refusals
 
+@pytest.mark.slow
 def test_a_collapse_stops_the_run(tmp_path):
     "SimSiam without batch norm in its head and with too large a rate ends in one output for all; a checkpoint stays."
     wild = dict(head="mlp", hidden=0, lr=1., weight_decay=.05, epochs=40, batch_size=16, save_seconds=0., device="cpu")

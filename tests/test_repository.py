@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def source(cell):
     return "".join(cell["source"])
 
 
+@cache
 def cells(path, kind="code"):
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
 
@@ -46,14 +48,17 @@ def size(text):
     return len([line for line in text.splitlines()[1:] if line.strip()])
 
 
+parsed = cache(ast.parse)
+
+
 def defined(text):
     "The functions and classes that a cell defines."
-    return [node for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [node for node in parsed(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
 def public_functions(path):
     "The functions of a module that others may call."
-    return [node for node in ast.parse(path.read_text()).body
+    return [node for node in parsed(path.read_text()).body
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
 
 
@@ -134,7 +139,7 @@ def test_imports_go_to_lower_rooms(path):
     numbers = {(other.parent.name, other.stem[3:]): other.stem[:2] for other in LIBRARY}
     for text in exported(path):
         assert "import *" not in text
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mixsupcon"):
                 continue
             _, room, *module = node.module.split(".")
@@ -199,7 +204,7 @@ def test_plain_names():
     "No function, class or argument is called by a word that says nothing of what it is."
     vague = {"told", "said", "found", "kept", "there", "answer", "answers", "asked", "utils", "helpers", "misc"}
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
             names += [arg.arg for arg in node.args.args] if isinstance(node, ast.FunctionDef) else []
             assert not vague.intersection(names), f"{path.name}: {names}"
@@ -210,7 +215,7 @@ def test_report_and_lab_know_no_paper():
     papers = [path.stem[3:] for path in LIBRARY if path.parent.name == "papers"]
     for path in MODULES:
         if path.parent.name in ("lab", "report"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(parsed(path.read_text())):
                 known = isinstance(node, ast.Constant) and node.value in {*papers} - {"mixsupcon", "digits"}
                 assert not known, f"{path.name} names {node.value}"
 

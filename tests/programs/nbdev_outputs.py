@@ -1,7 +1,7 @@
 """`nbdev_test` of one notebook, whose outputs are kept: python nbdev_outputs.py NOTEBOOK FILE
 
-FILE becomes the notebook with what its cells have shown, as Jupyter shows it: nbdev's shell alone would run the cells as
-a script, where nothing is told of a training's progress, and would not replace an output by its next state.
+FILE becomes the notebook with what its cells have shown, as Jupyter shows it: nbdev's shell alone would run the cells
+as a script, where a training shows no progress, and would keep an output beside the one that takes its place.
 """
 import sys
 

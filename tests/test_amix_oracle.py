@@ -572,6 +572,7 @@ def assert_same_step(run, views, theirs):
     assert abs(by_autograd - by_differences) < 1e-6*max(1, abs(by_differences))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, heads, words", [
     ("automix", "one", "own"), ("automix", "two", "ce bce"), ("amix", "two", "own"), ("amix", "one", "pbce"),
     ("amix", "two", "infonce"), ("amix", "two", "infonce_labels bce")])
@@ -696,6 +697,7 @@ def test_block_trained_by_mixsupcon():
     assert_same_step(run, [V1, V2], theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["cross-view", "same-view"])
 @pytest.mark.parametrize("with_base", ["yes", "no"])
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "resizemix", "fmix"])

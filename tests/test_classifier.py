@@ -57,6 +57,7 @@ def by_hand(net, encoder, head, data):
     return right/len(data.test_y)
 
 
+@pytest.mark.slow
 def test_each_classifier_is_its_encoder_and_its_head(digits):
     some = digits._replace(test_x=digits.test_x[:90], test_y=digits.test_y[:90])
     net = four_headed(digits)
@@ -155,6 +156,7 @@ def test_an_interrupted_training_has_the_same_accuracies(digits, tmp_path, monke
     assert own == theirs and own["epochs"] == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_last_accuracy_is_that_of_the_saved_weights(digits, tmp_path):
     folder, *_ = trained_net(digits, tmp_path, epochs=3, classifier_epochs=2)
     made = classifier_of(Trained(folder, digits))
@@ -216,6 +218,7 @@ def test_the_numbers_of_a_run_are_sealed_with_the_others(complete, digits):
     assert run_one(configure("ce", **TINY, epochs=3), complete[1].parent) == complete[1]   # still complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier.json", "log.jsonl"])
 def test_a_changed_accuracy_is_noticed(complete, name):
     path = complete[0]/name
@@ -227,6 +230,7 @@ def test_a_changed_accuracy_is_noticed(complete, name):
     runs.check_seal(complete[0])
 
 
+@pytest.mark.slow
 def test_a_log_without_accuracies_says_what_to_do(complete, digits):
     assert "train with -p classifier_epochs 10" in refused(classifier_of, Trained(complete[1], digits))
 

@@ -409,6 +409,7 @@ def test_a_file_is_named_in_the_record_of_runs_that_use_it(plugin):
     assert options("scaled").meaning["weight"] == "of the loss"
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_loaded_again(plugin):
     first = load_plugin(str(plugin))
     plugin.write_text(MINE.replace('register("halved"', 'register("third"'))

@@ -82,6 +82,7 @@ def test_a_name_is_not_a_formula():
     assert widths[0] == widths[2] > 1.2*widths[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 100])
 def test_classes_can_be_told_apart(n):
     "Each coloured class has its own pair of colour and marker and its name; what has none is grey."
@@ -106,6 +107,7 @@ def test_highlighted_classes():
         figures.draw_tsne({"run": blobs(classes)}, highlight=("class 77",))
 
 
+@pytest.mark.slow
 def test_nothing_changes_for_the_user(tmp_path):
     "Drawing and saving leave matplotlib's settings and its open figures as they are."
     before, opened = dict(matplotlib.rcParams), plt.get_fignums()

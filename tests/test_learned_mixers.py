@@ -53,6 +53,7 @@ def test_a_constant_mask_is_mixup(method, monkeypatch):
     assert torch.isclose(*losses, rtol=1e-10), losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LEARNED)
 def test_who_learns_from_what(method):
     "The encoder's loss does not reach the block; the block's reaches nothing else but the head for its classes."

@@ -51,6 +51,12 @@ def size(text):
 parsed = cache(ast.parse)
 
 
+@cache
+def nodes_of(text):
+    "All nodes of a program."
+    return [*ast.walk(parsed(text))]
+
+
 def defined(text):
     "The functions and classes that a cell defines."
     return [node for node in parsed(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
@@ -139,7 +145,7 @@ def test_imports_go_to_lower_rooms(path):
     numbers = {(other.parent.name, other.stem[3:]): other.stem[:2] for other in LIBRARY}
     for text in exported(path):
         assert "import *" not in text
-        for node in ast.walk(parsed(text)):
+        for node in nodes_of(text):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mixsupcon"):
                 continue
             _, room, *module = node.module.split(".")
@@ -204,7 +210,7 @@ def test_plain_names():
     "No function, class or argument is called by a word that says nothing of what it is."
     vague = {"told", "said", "found", "kept", "there", "answer", "answers", "asked", "utils", "helpers", "misc"}
     for path in MODULES:
-        for node in ast.walk(parsed(path.read_text())):
+        for node in nodes_of(path.read_text()):
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
             names += [arg.arg for arg in node.args.args] if isinstance(node, ast.FunctionDef) else []
             assert not vague.intersection(names), f"{path.name}: {names}"
@@ -215,7 +221,7 @@ def test_report_and_lab_know_no_paper():
     papers = [path.stem[3:] for path in LIBRARY if path.parent.name == "papers"]
     for path in MODULES:
         if path.parent.name in ("lab", "report"):
-            for node in ast.walk(parsed(path.read_text())):
+            for node in nodes_of(path.read_text()):
                 known = isinstance(node, ast.Constant) and node.value in {*papers} - {"mixsupcon", "digits"}
                 assert not known, f"{path.name} names {node.value}"
 

@@ -158,6 +158,7 @@ def test_a_missing_package_is_refused_before_training(tiny, tmp_path, monkeypatc
         configure("supcon", track="tensorbord")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["__init__", "log", "close"])
 def test_a_tracker_that_fails_is_left_out(tiny, tmp_path, monkeypatch, when):
     "Training goes on without it, and says so once; the other tracker gets everything."

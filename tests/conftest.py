@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,13 @@ COSTLY = "result", "toy", "steps", "finished", "trained", "runs", "published", "
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What is slow, and what runs where in several processes: slow tests come first, so that none of these waits for
-    another in the end; those that share a fixture run in one process, and so do the fast ones of a file."""
+    """A test with such a fixture is slow. Files with many slow tests come first: of several processes, each of which
+    takes a file at a time, none waits long for another in the end."""
     for item in items:
-        shared = [name for name in COSTLY if name in item.fixturenames]
-        if shared:
+        if {*COSTLY}.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-        if shared or not item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 ROOT = Path(__file__).parents[1]

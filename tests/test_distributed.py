@@ -246,11 +246,11 @@ def test_a_process_that_cannot_start(tmp_path, tiny, monkeypatch):
 def test_more_devices_than_there_are(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(distributed, "cores", lambda: 2)
     assert refused(run, tmp_path, tiny, devices=3) == (
-        "devices is 3, but this machine has 2 cores: pass devices 2 or fewer")
+        "devices is 3, but 2 cores can be used here: pass devices 2 or fewer")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert refused(run, tmp_path, tiny, devices=2, device="cuda").startswith(
-        "devices is 2, but this machine has 1 GPU: pass")
+        "devices is 2, but 1 GPU can be used here: pass")
     assert not any(tmp_path.iterdir())
 
 

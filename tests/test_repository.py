@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import COSTLY
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("core", "papers", "lab", "report")   # a room imports from itself and from those before it
@@ -273,6 +274,14 @@ def test_parameters_are_options():
     usual = values(configure())
     for option in given.keys() - session:
         assert given[option][1] in (None, usual.get(option)), option
+
+
+# ---- tests
+
+def test_every_costly_fixture_is_one():
+    "A fixture that was renamed would make its tests part of `make check`."
+    text = "".join(path.read_text() for path in (ROOT/"tests").glob("test_*.py"))
+    assert {*COSTLY} <= {*re.findall(r'@pytest.fixture\(scope="module"\)\ndef (\w+)\(', text)}
 
 
 # ---- documents

@@ -302,12 +302,12 @@ def in_turn(function: Callable) -> Any:
     require(not any(words), next(filter(None, words), ""))
     return result if mine else function()
 
-# %% ../../nbs/lab/13_distributed.ipynb #b39513c9
+# %% ../../nbs/lab/13_distributed.ipynb #3b1025dc
 def check_devices(cfg: Config, device: str) -> None:
     "Refuse more processes than there are GPUs or cores."
     here, what = (torch.cuda.device_count(), "GPU") if device == "cuda" else (cores(), "core")
     some = f"{here} {what}{'s'*(here != 1)}"
-    require(cfg.devices <= here, f"devices is {cfg.devices}, but this machine has {some}: pass devices {here} or fewer")
+    require(cfg.devices <= here, f"devices is {cfg.devices}, but {some} can be used here: pass devices {here} or fewer")
     require(cfg.devices == 1 or world() == 1, f"torchrun has started {world()} processes already: leave out devices")
 
 def require_files(cfg: Config) -> None:

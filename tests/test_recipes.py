@@ -88,10 +88,10 @@ def test_every_recipe_takes_a_step(preset):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", MEANT)
 def test_every_method_of_a_recipe_takes_a_step(preset):
-    "With the smallest encoder."
+    "With the smallest encoder; the first one takes it with the recipe's own."
     torch.set_num_threads(1)
     data = random_images(8, SIDES.get(preset, 32), 4)
-    for method in MEANT[preset]:
+    for method in [*MEANT[preset]][1:]:
         take_step(small_recipe(preset, method, arch="resnet8"), data)
 
 

@@ -9,12 +9,15 @@ import nbdev.test
 import pandas
 from execnb.nbio import write_nb
 from execnb.shell import CaptureShell
+from ipykernel.compiler import XCachingCompiler
 from IPython.core import displaypub
+from traitlets import Type
 
 
 class Shell(CaptureShell):
     "A shell that is a notebook's for those who ask for its kernel, and writes the notebook after its last cell."
     kernel = None
+    compiler_class = Type(XCachingCompiler)   # which names the files of cells as a kernel does
 
     def __init__(self, path):
         super().__init__(path, mpl_format="png")

@@ -7,7 +7,7 @@ import sys
 
 import nbdev.test
 import pandas
-from execnb.nbio import write_nb
+from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
 from ipykernel.compiler import XCachingCompiler
 from IPython.core import displaypub
@@ -23,6 +23,8 @@ class Shell(CaptureShell):
         super().__init__(path, mpl_format="png")
 
     def run_all(self, nb, **how):
+        for cell, whole in zip(nb.cells, read_nb(sys.argv[1]).cells):
+            cell.source = whole.source   # with nbdev's directives, so that lines have their numbers
         super().run_all(nb, **how)
         write_nb(nb, sys.argv[2])
 

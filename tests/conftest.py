@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ if "WARM_PYTHON" not in os.environ:   # else a worker of pytest-xdist
 
     def pytest_unconfigure():
         shutil.rmtree(PLACE, ignore_errors=True)   # a server ends, and does the same, within a second
+
+COSTLY = "result", "toy", "steps", "finished", "trained", "runs", "published", "straight"   # fixtures that take seconds
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test with such a fixture is slow. Files with many slow tests come first: of several processes, each of which
+    takes a file at a time, none waits long for another in the end."""
+    for item in items:
+        if {*COSTLY}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
 
 ROOT = Path(__file__).parents[1]
 FIRST_VERSION = Path(__file__).parent/"data"/"first_version_runs"

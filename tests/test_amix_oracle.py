@@ -572,6 +572,7 @@ def assert_same_step(run, views, theirs):
     assert abs(by_autograd - by_differences) < 1e-6*max(1, abs(by_differences))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, heads, words", [
     ("automix", "one", "own"), ("automix", "two", "ce bce"), ("amix", "two", "own"), ("amix", "one", "pbce"),
     ("amix", "two", "infonce"), ("amix", "two", "infonce_labels bce")])
@@ -615,6 +616,7 @@ CONTRASTIVE = [
     ("amix_i", dict(block_loss="pbce_clusters bce", clusters=3)), ("amix_c", dict(clusters=3))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CONTRASTIVE)))
 def test_contrastive_step(case):
     "MoCo's loss, the cross-view mixed term, the block's losses by keys, classes and clusters, its classifier's own."
@@ -667,6 +669,7 @@ def test_contrastive_step(case):
     assert_same_step(run, [V1, V2], theirs)
 
 
+@pytest.mark.slow
 def test_block_trained_by_mixsupcon():
     "The loss of all mixtures of both views, of the encoder and again of the block, whose masks' losses are averaged."
     run = Recorded("mixsupcon", mixer="amix", tau=.2, block_dropout=0.)
@@ -694,6 +697,7 @@ def test_block_trained_by_mixsupcon():
     assert_same_step(run, [V1, V2], theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["cross-view", "same-view"])
 @pytest.mark.parametrize("with_base", ["yes", "no"])
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "resizemix", "fmix"])

@@ -154,6 +154,7 @@ def test_whose_run_it_is(result):
     assert re.search(r" \d{4}, \d\d:\d\d$", words)
 
 
+@pytest.mark.slow
 def test_a_missing_run_has_a_command_that_makes_it(tmp_path):
     "Its settings, given as the command says them, are the planned run's."
     import shlex
@@ -178,6 +179,7 @@ def as_papermill(word):
     return _resolve_type(word)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_has_a_result(tmp_path):
     "No epoch: an empty log, and figures nevertheless."
     result = experiment("simclr", root=tmp_path, **QUICK | dict(epochs=0))

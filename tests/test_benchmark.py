@@ -17,7 +17,7 @@ ENOUGH = {"cpu", "cores", "threads", "memory_gb", "gpu", "instructions", "system
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def toy(tmp_path_factory):
     "Where the notebook has written its records, at toy size, in a project of its own."
     root, ours = tmp_path_factory.mktemp("project"), Path(__file__).parents[1]
     (root/"nbs").mkdir()
@@ -39,9 +39,9 @@ def surroundings_are_complete(record):
 
 
 @pytest.mark.slow
-def test_every_row_is_complete(folder):
+def test_every_row_is_complete(toy):
     "Both sides with all measurements, their ratio, the target, machine and versions."
-    records = read_records(folder, ROWS)
+    records = read_records(toy, ROWS)
     for name, row in ROWS.items():
         record = records[name]
         assert record, f"{name} was not written"
@@ -56,27 +56,27 @@ def test_every_row_is_complete(folder):
 
 
 @pytest.mark.slow
-def test_every_curve_is_complete(folder):
-    for name, record in read_records(folder, CURVES).items():
+def test_every_curve_is_complete(toy):
+    for name, record in read_records(toy, CURVES).items():
         assert record, f"{name} was not written"
         for points in record["points"].values():
             assert [point["size"] for point in points] == [*CURVES[name][0].toy]
             assert all(point["seconds"] > 0 and point["bytes"] > 0 for point in points)
         surroundings_are_complete(record)
-    assert all((folder/picture).stat().st_size > 10_000 for picture in ("curves.png", "targets.png"))
+    assert all((toy/picture).stat().st_size > 10_000 for picture in ("curves.png", "targets.png"))
 
 
 @pytest.mark.slow
-def test_what_was_not_measured_is_called_so(folder):
+def test_what_was_not_measured_is_called_so(toy):
     "The rows of a GPU without one; and nothing of toy size counts as measured."
-    rows, records = ROWS | GPU_ROWS, read_records(folder, ROWS | GPU_ROWS)
+    rows, records = ROWS | GPU_ROWS, read_records(toy, ROWS | GPU_ROWS)
     table = table_of(rows, records).set_index("row")
     for name, row in rows.items():
         expected = "only tried, at toy size" if records[name] else "not measured"
         assert table.result[row.title] == expected
     if not any(record and record["machine"]["gpu"] for record in records.values()):
         assert not any(records[name] for name in GPU_ROWS)
-    notebook, = folder.parents[1].glob("notebooks/benchmark*.ipynb")
+    notebook, = toy.parents[1].glob("notebooks/benchmark*.ipynb")
     assert json.dumps(markdown_table(rows, records).splitlines()[3], ensure_ascii=False)[1:-1] in notebook.read_text()
 
 

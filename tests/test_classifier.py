@@ -57,6 +57,7 @@ def by_hand(net, encoder, head, data):
     return right/len(data.test_y)
 
 
+@pytest.mark.slow
 def test_each_classifier_is_its_encoder_and_its_head(digits):
     some = digits._replace(test_x=digits.test_x[:90], test_y=digits.test_y[:90])
     net = four_headed(digits)
@@ -106,6 +107,7 @@ def test_judging_leaves_no_trace(digits, training):
     assert [p.grad is None for p in net.parameters()].count(False) == 1
 
 
+@pytest.mark.slow
 def test_modes_come_back_when_judging_is_refused(digits):
     net = four_headed(digits)
     net.train()
@@ -122,6 +124,7 @@ def trained_net(digits, root, **given):
     return folder, train.load_net(folder).state_dict(), runs.read_log(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_epochs, judged", [(1, [4]), (3, [2, 3, 4]), (99, [1, 2, 3, 4])])
 def test_judging_changes_no_bit_of_training(digits, tmp_path, last_epochs, judged):
     _, plain, rows = trained_net(digits, tmp_path, epochs=4)
@@ -132,6 +135,7 @@ def test_judging_changes_no_bit_of_training(digits, tmp_path, last_epochs, judge
     assert not any("accuracy" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_has_the_same_accuracies(digits, tmp_path, monkeypatch):
     given = dict(epochs=4, classifier_epochs=3, save_seconds=0.)
     straight, _, rows = trained_net(digits, tmp_path/"straight", **given)
@@ -152,6 +156,7 @@ def test_an_interrupted_training_has_the_same_accuracies(digits, tmp_path, monke
     assert own == theirs and own["epochs"] == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_last_accuracy_is_that_of_the_saved_weights(digits, tmp_path):
     folder, *_ = trained_net(digits, tmp_path, epochs=3, classifier_epochs=2)
     made = classifier_of(Trained(folder, digits))
@@ -203,6 +208,7 @@ def complete():
         yield [run_one(configure("ce", **given | more), Path(tmp)) for more in (dict(classifier_epochs=2), {})]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_run_are_sealed_with_the_others(complete, digits):
     judged, plain = (runs.check_seal(folder) for folder in complete)
     kinds = {(row["protocol"], row["selection"]) for row in judged["rows"]}
@@ -212,6 +218,7 @@ def test_the_numbers_of_a_run_are_sealed_with_the_others(complete, digits):
     assert run_one(configure("ce", **TINY, epochs=3), complete[1].parent) == complete[1]   # still complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier.json", "log.jsonl"])
 def test_a_changed_accuracy_is_noticed(complete, name):
     path = complete[0]/name
@@ -223,6 +230,7 @@ def test_a_changed_accuracy_is_noticed(complete, name):
     runs.check_seal(complete[0])
 
 
+@pytest.mark.slow
 def test_a_log_without_accuracies_says_what_to_do(complete, digits):
     assert "train with -p classifier_epochs 10" in refused(classifier_of, Trained(complete[1], digits))
 

@@ -67,6 +67,7 @@ FORM = [   # the same, otherwise written: pattern and replacement
     ("core/mixers.py", r"    # \(N, N\).*|   # \(N, N\).*", "")]
 
 
+@pytest.mark.slow
 def test_every_method_has_fingerprints():
     for method in METHODS:
         code = code_behind(configure(method))

@@ -127,6 +127,7 @@ def own_method(tmp_path):
     forget()
 
 
+@pytest.mark.slow
 def test_runs_of_own_methods(own_method, fake_run, tmp_path, capsys):
     "Without their file they are listed, and say which it is; with it they are complete; changed, they are altered."
     path, forget = own_method

@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS
 from mixsupcon.core.mixers import MIXERS
 from mixsupcon.core.options import PLUGINS, identity, refused
-from mixsupcon.lab import distributed, extend, train
+from mixsupcon.lab import distributed, extend, progress, train
+from mixsupcon.lab.data import load_data
 from mixsupcon.lab.runs import checkpoints, read_json, read_log
 from mixsupcon.lab.train import load_net, pretrain
+from test_streaming import paint
 from warm import WARM
 
 PROGRAMS = Path(__file__).parent/"programs"
@@ -85,6 +89,31 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path, method, given):
     assert close(tensors(one), tensors(two)) and not close(tensors(one), tensors(other))
 
 
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    "Options of a run on JPEGs of two classes, in a project of its own."
+    (tmp_path/"settings.ini").write_text("lib_name = mixsupcon")
+    monkeypatch.chdir(tmp_path)   # where other processes keep what they know of images, too
+    for i in range(20):
+        paint(tmp_path/"zoo"/("ant" if i % 2 else "bee")/f"{i:02d}.jpg", i, 30 + i, 50 - i)
+    return dict(dataset="folder", preset="digits", data_dir=str(tmp_path/"zoo"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+@pytest.mark.parametrize("method, how", [("mixsupcon", dict(memory_gb=1e-6, pack="on")), ("simclr", dict(crop="full"))])
+def test_each_process_reads_its_own_images(tmp_path, photographs, method, how):
+    "From the disk at each step: to the bit what two have from memory, and up to rounding what one process reads."
+    def made(place, **given):
+        cfg = configure(method, **SMALL | photographs | given)
+        return tensors(pretrain(cfg, load_data(cfg), tmp_path/place))
+    one, two = (made(str(n), **how, devices=n) for n in (1, 2))
+    assert close(one, two) and not all(torch.equal(v, two[name]) for name, v in one.items())
+    if "crop" not in how:   # which cuts photographs in files
+        memory = made("memory", devices=2)
+        assert all(torch.equal(v, two[name]) for name, v in memory.items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
 def test_a_checkpoint_continues_on_another_number_of_processes(tmp_path, tiny, monkeypatch, before, after):
@@ -105,6 +134,59 @@ def test_a_checkpoint_continues_on_another_number_of_processes(tmp_path, tiny, m
     assert run(tmp_path, tiny, **given, devices=after) == folder and not checkpoints(folder)
     straight = run(tmp_path/"straight", tiny, **given)
     assert close(tensors(folder), tensors(straight)) and [row["epoch"] for row in read_log(folder)] == [1, 2, 3]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from mixsupcon.core.configure import configure
+from mixsupcon.lab import distributed, progress, train
+from mixsupcon.lab.data import load_data
+steps = []
+def kill(step):
+    steps.append(step)
+    if len(steps) == 24 + 22:
+        os.kill(os.getpid(), signal.SIGKILL)
+progress.WATCHING.append(kill)
+distributed.PYTHON = sys.argv[2].split()
+cfg = configure("moco", devices=2, **GIVEN)
+train.pretrain(cfg, load_data(cfg), Path(sys.argv[1]))
+"""
+
+
+def commands():
+    "The command lines of all processes."
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):   # it has ended
+            yield path.read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_within_an_epoch_and_continued_by_one_process(tmp_path):
+    "Two processes save after 20 of the 24 steps of an epoch; `kill -9` of the first ends both, two steps later."
+    given = dict(SMALL, batch_size=8, train_images=192, queue=24, lr=.01, save_seconds=1e-9)
+    command = [*WARM, "-c", KILLED.replace("GIVEN", repr(given)), tmp_path/"killed", " ".join(WARM)]
+    (tmp_path/"between").mkdir()
+    assert subprocess.run(command, env=os.environ | dict(TMPDIR=str(tmp_path/"between"))).returncode == -signal.SIGKILL
+    place, = map(str, (tmp_path/"between").glob("tmp*"))
+    until = time.monotonic() + 10
+    while any(place.encode() in line for line in commands()):   # those of the other process
+        assert time.monotonic() < until
+        time.sleep(.02)
+    folder, = (tmp_path/"killed").iterdir()
+    assert [path.name[11:28] for path in checkpoints(folder)][-1] == "00000001.00000020" and len(read_log(folder)) == 1
+    cfg, steps = configure("moco", **given), []
+    progress.WATCHING.append(steps.append)
+    try:
+        assert pretrain(cfg, load_data(cfg), tmp_path/"killed") == folder
+    finally:
+        progress.WATCHING.remove(steps.append)
+    straight = pretrain(cfg, load_data(cfg), tmp_path/"straight")
+    assert len(steps) == 4 and [row["epoch"] for row in read_log(folder)] == [1, 2]
+    assert [row["loss"] for row in read_log(folder)] == pytest.approx([row["loss"] for row in read_log(straight)])
+    assert close(tensors(folder), tensors(straight))
 
 
 @pytest.mark.slow
@@ -162,13 +244,13 @@ def test_a_process_that_cannot_start(tmp_path, tiny, monkeypatch):
 
 
 def test_more_devices_than_there_are(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(distributed, "cores", lambda: 2)
     assert refused(run, tmp_path, tiny, devices=3) == (
-        "devices is 3, but this machine has 2 cores: pass devices 2 or fewer")
+        "devices is 3, but 2 cores can be used here: pass devices 2 or fewer")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert refused(run, tmp_path, tiny, devices=2, device="cuda").startswith(
-        "devices is 2, but this machine has 1 GPU: pass")
+        "devices is 2, but 1 GPU can be used here: pass")
     assert not any(tmp_path.iterdir())
 
 

@@ -131,6 +131,7 @@ CHECKS = dict(
 OTHERS = ". .venv/bin/activate", "pip install", "pipx run pre-commit install", ".venv/bin/nbdev_export", "tensorboard "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in DOCUMENTS if command_lines(page)], ids=name)
 def test_commands_are_understood(page):
     "Notebooks, targets and parameters exist, and the values are accepted."
@@ -154,7 +155,7 @@ def test_commands_within_sentences_are_understood():
 def test_the_first_commands_run(project_copy):
     "README's first line of papermill, shortened, and what it says about the options of `moco_imix`."
     line = next(line for line in command_lines(ROOT/"README.md") if line.startswith("papermill"))
-    run([BIN/"papermill", *shlex.split(line)[1:], *"-p epochs 1 -p probe_epochs 2".split()], project_copy)
+    run([*WARM, BIN/"papermill", *shlex.split(line)[1:], *"-p epochs 1 -p probe_epochs 2".split()], project_copy)
     assert list((project_copy/"outputs"/"runs").glob("*/metrics.json"))
     line = re.search(r"`(python -c .+?)` ", (ROOT/"README.md").read_text())[1]
     assert "queue" in run([sys.executable, *shlex.split(line)[1:]], project_copy)

@@ -85,6 +85,7 @@ SWITCHED = [case for case in STORED["cases"][len(FIRST):] if not reason(case)]
 DIFFERENT = [case for case in STORED["cases"] if reason(case)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in FIRST if not reason(case)], ids=name)
 def test_every_method(case):
     check(case)

@@ -409,6 +409,7 @@ def test_a_file_is_named_in_the_record_of_runs_that_use_it(plugin):
     assert options("scaled").meaning["weight"] == "of the loss"
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_loaded_again(plugin):
     first = load_plugin(str(plugin))
     plugin.write_text(MINE.replace('register("halved"', 'register("third"'))
@@ -453,7 +454,7 @@ def test_papermill_loads_a_users_file(plugin, project_copy):
     words = "nbs/run_experiment.ipynb -p plugin my_methods.py -p method scaled -p weight 2.0".split()
     words += [word for name, value in QUICK.items() for word in ("-p", name, str(value))]
     papermill = Path(sys.executable).with_name("papermill")
-    done = subprocess.run([papermill, *words], cwd=project_copy, capture_output=True, text=True)
+    done = subprocess.run([*WARM, papermill, *words], cwd=project_copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     folder, = (project_copy/"outputs"/"runs").glob("scaled-*")
     saved = json.loads((folder/"config.json").read_text())

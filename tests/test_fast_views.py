@@ -32,6 +32,7 @@ def drawn(n, side, **given):
     return draw_views(n, (side, side), stream(0, "draw"), **usual | given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour_first, gray_first", ORDERS)
 @pytest.mark.parametrize("side, out", [(16, 16), (12, 24), (24, 12)])
 def test_chunks_change_no_bit(monkeypatch, side, out, colour_first, gray_first):

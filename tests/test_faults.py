@@ -550,6 +550,7 @@ ODD = {
     "old and cut": '{"config": {"method": "supcon", "pot": 1}}'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_one_odd_folder_is_named_and_the_others_are_read(run, text, name):
@@ -559,6 +560,7 @@ def test_one_odd_folder_is_named_and_the_others_are_read(run, text, name):
     assert folders == [run] and why[odd.name].startswith("not a run: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 @pytest.mark.parametrize("name", ["training.json", "linear.json", "env.json"])
 def test_odd_files_of_a_run_stop_nothing(run, text, name):

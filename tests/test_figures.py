@@ -39,6 +39,7 @@ def fonts(pdf):
     return {*re.findall(rb"/Subtype\s*/(Type3|Type42|TrueType|Type0|CIDFontType2)", pdf)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [
     lambda: figures.draw_confusion(confusion(["cat", "dog"])), lambda: figures.draw_tsne({"a": blobs(["cat", "dog"])})])
 def test_text_in_a_pdf_stays_text(draw, tmp_path):
@@ -81,6 +82,7 @@ def test_a_name_is_not_a_formula():
     assert widths[0] == widths[2] > 1.2*widths[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 100])
 def test_classes_can_be_told_apart(n):
     "Each coloured class has its own pair of colour and marker and its name; what has none is grey."
@@ -105,6 +107,7 @@ def test_highlighted_classes():
         figures.draw_tsne({"run": blobs(classes)}, highlight=("class 77",))
 
 
+@pytest.mark.slow
 def test_nothing_changes_for_the_user(tmp_path):
     "Drawing and saving leave matplotlib's settings and its open figures as they are."
     before, opened = dict(matplotlib.rcParams), plt.get_fignums()
@@ -120,6 +123,7 @@ def test_a_reason_may_be_long(recwarn):
     assert not recwarn.list and int.from_bytes(picture[16:20], "big") > 1500
 
 
+@pytest.mark.slow
 def test_drawing_a_run_takes_no_seaborn():
     "It costs a second, and only heat maps of studies need it."
     code = ("import sys; from mixsupcon.lab.figures import draw_confusion\n"

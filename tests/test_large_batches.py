@@ -149,6 +149,7 @@ def test_memory_is_counted():
     assert alive.most == 4*1997
 
 
+@pytest.mark.slow
 def test_memory():
     "Strips of a 128th of the rows, as 32,768 rows have: under an eighth of one matrix, of rows, ids and masks."
     for device in ("cpu", "cuda"):

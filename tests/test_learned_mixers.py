@@ -53,6 +53,7 @@ def test_a_constant_mask_is_mixup(method, monkeypatch):
     assert torch.isclose(*losses, rtol=1e-10), losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LEARNED)
 def test_who_learns_from_what(method):
     "The encoder's loss does not reach the block; the block's reaches nothing else but the head for its classes."
@@ -83,6 +84,7 @@ def gradients(net, loss):
     return reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [
     "ce", "mixsupcon", "simclr_imix", "moco_mix", "byol_unmix", "swav_unmix", "mixsiam"])
 @pytest.mark.parametrize("mixer", ["saliencymix", "puzzlemix", "comixup"])
@@ -159,6 +161,7 @@ def trained(tiny, **given):
     return start, learner.tensors()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value, of", [
     ("block_lr", 5., "mix_block"), ("block_lr_end", .5, "mix_block"), ("mask_schedule", "cosine", "mix_block"),
     ("block_momentum", .5, "momentum_encoder"), ("block_momentum_schedule", "constant", "momentum_encoder")])
@@ -169,6 +172,7 @@ def test_what_acts_after_the_first_step(name, value, of, tiny):
     assert any(of in tensor for tensor in changed), f"{name} changes {sorted(changed) or 'nothing'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, mixer", [
     ("amix_c", "amix"), ("moco_mix", "puzzlemix"), ("mixsupcon", "comixup"), ("mixsupcon", "amix")])
 def test_a_step_leaves_no_images_behind(method, mixer):

@@ -13,6 +13,7 @@ def image_batches():
     return [v for v in gc.get_objects() if issubclass(type(v), torch.Tensor) and v.shape[1:] == (3, 8, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_batch_stays_alive(method):
     "After four steps no view and no feature of an earlier one is left."

@@ -241,6 +241,7 @@ def test_adjusting_has_finite_slopes():
         assert s.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_mask_loss_pulls_the_mean_and_spreads_pixels():
     "Descent on a mask: with the variance it ends in zeros and ones, without it only its mean comes within the slack."
     start = .5 + .1*torch.rand(1, 1, 8, 8, generator=stream(0, "test"))

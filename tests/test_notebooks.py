@@ -1,9 +1,14 @@
 "The library's notebooks run, show what is stored in them, and are small."
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
-from notebooks import ROOT, SHOWN, execute, nbformat, texts
+from notebooks import ROOT, SHOWN, nbformat, texts
+from warm import WARM
+
+PROGRAM = Path(__file__).parent/"programs"/"nbdev_outputs.py"
 
 stored = pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
 
@@ -15,9 +20,11 @@ def outputs(path):
 
 @pytest.mark.slow
 @stored
-def test_running_shows_what_is_stored(path):
-    "Every cell runs, and its text is the committed one: `make notebooks` stores it anew."
-    now, then = texts(execute(path)), texts(nbformat.read(path, 4))
+def test_running_shows_what_is_stored(path, tmp_path):
+    "`nbdev_test` passes, and the text of every cell is the committed one: `make notebooks` stores it anew."
+    done = subprocess.run([*WARM, PROGRAM, path, tmp_path/path.name], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    now, then = texts(nbformat.read(tmp_path/path.name, 4)), texts(nbformat.read(path, 4))
     changed = [i for i in sorted({*now, *then}) if now.get(i) != then.get(i)]
     assert not changed, "\n".join(f"cell {i}: stored {then.get(i)!r}, now {now.get(i)!r}" for i in changed)
 
@@ -44,4 +51,9 @@ def test_every_library_notebook_shows_something():
     "A reader on GitHub sees results, not only code."
     bare = [path.name for path in SHOWN if not outputs(path)]
     assert not bare, bare
-    assert len(SHOWN) > 20 and ROOT/"nbs"/"index.ipynb" in SHOWN
+
+
+def test_every_notebook_that_nbdev_tests_is_among_them():
+    "All but those that say `skip_exec`."
+    every = [path for path in (ROOT/"nbs").rglob("*.ipynb") if "checkpoints" not in str(path)]
+    assert {*SHOWN} == {path for path in every if "- skip_exec: true" not in path.read_text()} and len(SHOWN) > 20

@@ -3,6 +3,7 @@
 The first version accepted settings that a method does not have: of 491 pairs tried, 252 silently made another run with
 the same training.
 """
+from functools import cache, lru_cache
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -16,6 +17,8 @@ from mixsupcon.core.options import Refusal, gathered, identity, idle, options, r
 from mixsupcon.core.recipe import PROBES
 from mixsupcon.core.strategies import uses_momentum_encoder
 from small import build, draw, loss, owned, small
+
+owned, small = (lru_cache(None, typed=True)(function) for function in (owned, small))   # the same configs come often
 
 OWNERS = {}   # option -> names of the classes that have it
 for owner in all_owners():
@@ -164,6 +167,7 @@ def acts_in_the_loss(cfg):
     return {name for part in parts for name in options(part)} - LATER | {"bn_splits", "zero_init"}
 
 
+@cache
 def value(cfg, seed):
     "The first step's loss; a learned mixer's masks are not as good as constant, as they are at the start."
     net = build(cfg)

@@ -278,6 +278,7 @@ def test_train_images_needs_classes(pictures):
     assert "train_images would be drawn evenly" in refused(read, pictures, train_images=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "moco_imix", "swav", "byol_unmix", "mixsiam"])
 def test_a_run_without_labels_is_measured_by_its_features(pictures, tmp_path, method, capsys):
     cfg = configure(method, **TINY, data_dir=str(pictures))

@@ -101,6 +101,7 @@ def test_what_is_no_weights_or_does_not_fit_is_refused_and_changes_nothing(tmp_p
     assert "code of a file" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_torchvisions_own(tmp_path, monkeypatch):
     "From its own folder of downloads, where a file of that name stands in for the weights."
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

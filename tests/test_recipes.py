@@ -97,10 +97,10 @@ def test_every_recipe_takes_a_step(preset):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", MEANT)
 def test_every_method_of_a_recipe_takes_a_step(preset):
-    "With the smallest encoder."
+    "With the smallest encoder; the first one takes it with the recipe's own."
     torch.set_num_threads(1)
     data = random_images(8, SIDES.get(preset, 32), 4)
-    for method in MEANT[preset]:
+    for method in [*MEANT[preset]][1:]:
         take_step(small_recipe(preset, method, arch="resnet8"), data)
 
 
@@ -190,6 +190,7 @@ def test_every_method_learns(half, capsys):
 
 # ---- refusals
 
+@pytest.mark.slow
 def test_a_collapse_stops_the_run(tmp_path):
     "SimSiam without batch norm in its head and with too large a rate ends in one output for all; a checkpoint stays."
     wild = dict(head="mlp", hidden=0, lr=1., weight_decay=.05, epochs=40, batch_size=16, save_seconds=0., device="cpu")

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -381,6 +382,7 @@ FILES = "config.json", "linear.json", "knn.json", "training.json", "metrics.json
 ODD = "", "[]", "null", "{", "3", '"x"', "["*50_000, '{"rows": 3, "seals": {}}', '{"rows": [3]}', '{"net": NaN}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_changed_byte_is_noticed(runs, tmp_path, name):
     "Whichever of a run's files is changed, the run leaves the tables."
@@ -395,6 +397,7 @@ def test_a_changed_byte_is_noticed(runs, tmp_path, name):
     assert "complete" not in table[table.folder == folder].state.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 @pytest.mark.parametrize("name", [*FILES[:-1], "env.json"])
 def test_an_odd_file_never_ends_a_report(tmp_path, name, text):
@@ -571,6 +574,7 @@ def test_runs_win_over_records(published, tmp_path, no_figures):
     assert sorted(made.foreign.values()) == ["altered: its record counts", "unfinished: its record counts"]
 
 
+@pytest.mark.slow
 def test_a_report_of_fewer_runs_replaces_none(published, tmp_path, no_figures):
     "Without the archive the runs are not there: how many and which; told to, it is replaced."
     clone = clone_of(published, tmp_path)
@@ -587,6 +591,7 @@ def test_a_report_of_fewer_runs_replaces_none(published, tmp_path, no_figures):
     assert write_pair(clone)[0].numbers.state.tolist().count("complete") == 1   # and is now the last report
 
 
+@pytest.mark.slow
 def test_a_tampered_archive_is_named(published, tmp_path, no_figures):
     "A flipped bit or another archive in its place: refused by name where its runs are needed, else written anew."
     clone = clone_of(published, tmp_path)
@@ -599,6 +604,7 @@ def test_a_tampered_archive_is_named(published, tmp_path, no_figures):
     assert (out/ARCHIVE).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_tampered_record_is_altered(published, tmp_path, no_figures):
     "A number changed inside a record, with sums to match: its seal tells, and the run leaves the tables."
     clone = clone_of(published, tmp_path)
@@ -633,6 +639,7 @@ def kill(*args, **given):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_while_writing(published, tmp_path, name):
     "Whenever the process dies, the old report is there, whole; the next call removes what it left."
@@ -643,6 +650,7 @@ def test_killed_while_writing(published, tmp_path, name):
     assert is_whole(out) and [path.name for path in out.parent.iterdir()] == ["small"]
 
 
+@pytest.mark.slow
 def test_killed_between_two_renames(published, tmp_path):
     "Where folders cannot be exchanged: the old report steps aside, and comes back with the next call."
     out = clone_of(published, tmp_path)/"report"/"small"
@@ -697,6 +705,7 @@ def test_published_beside_the_same_recipe(method, preset, data, paper, numbers):
         assert set(published_table(measured([configure(**given | other)])).measured) == {""}
 
 
+@pytest.mark.slow
 def test_published_beside_the_same_network():
     "A table with several networks for one data set: each number beside the runs of its own."
     cfgs = [configure("ce", preset="amix_cifar100", mixer="cutmix", arch=arch, weight_decay=decay)
@@ -705,6 +714,7 @@ def test_published_beside_the_same_network():
     assert found == [[78.17], [78.32], []]   # ResNeXt-50 has five times the weight decay for mixers that cut
 
 
+@pytest.mark.slow
 def test_published_numbers_have_a_reason_where_nothing_stands_beside():
     "Every row of every paper."
     table = published_table(measured([configure()]))
@@ -779,6 +789,7 @@ def test_killed_between_and_inside_runs(straight, tmp_path):
 
 SNAKEFILE = """import sys
 sys.path.insert(0, {programs!r})
+sys.executable = {python!r}   # of the jobs
 import tiny
 tiny.enter()
 include: 'Snakefile'
@@ -790,9 +801,12 @@ include: 'Snakefile'
 def test_snakemake_killed_and_started_again(straight, project_copy):
     "The runner and a kernel of it killed in mid-run, the command given again: all complete, and then nothing to do."
     shutil.copy(ROOT/"Snakefile", project_copy)
-    (project_copy/"tiny.smk").write_text(SNAKEFILE.format(programs=str(Path(tiny.__file__).parent)))
+    python = project_copy/"python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(WARM)} "$@"\n')
+    python.chmod(0o755)
+    (project_copy/"tiny.smk").write_text(SNAKEFILE.format(programs=str(Path(tiny.__file__).parent), python=str(python)))
     words = "all -s tiny.smk --cores 2 --config scale=tiny --keep-going --rerun-incomplete --nolock".split()
-    command = [Path(sys.executable).with_name("snakemake"), *words, "--quiet", "rules", "reason", "host"]
+    command = [*WARM, Path(sys.executable).with_name("snakemake"), *words, "--quiet", "rules", "reason", "host"]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     start = dict(cwd=project_copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first = subprocess.Popen(command, **start)

@@ -7,9 +7,11 @@ import statistics
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import COSTLY
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("core", "papers", "lab", "report")   # a room imports from itself and from those before it
@@ -33,6 +35,7 @@ def source(cell):
     return "".join(cell["source"])
 
 
+@cache
 def cells(path, kind="code"):
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
 
@@ -46,14 +49,23 @@ def size(text):
     return len([line for line in text.splitlines()[1:] if line.strip()])
 
 
+parsed = cache(ast.parse)
+
+
+@cache
+def nodes_of(text):
+    "All nodes of a program."
+    return [*ast.walk(parsed(text))]
+
+
 def defined(text):
     "The functions and classes that a cell defines."
-    return [node for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [node for node in parsed(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
 def public_functions(path):
     "The functions of a module that others may call."
-    return [node for node in ast.parse(path.read_text()).body
+    return [node for node in parsed(path.read_text()).body
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
 
 
@@ -134,7 +146,7 @@ def test_imports_go_to_lower_rooms(path):
     numbers = {(other.parent.name, other.stem[3:]): other.stem[:2] for other in LIBRARY}
     for text in exported(path):
         assert "import *" not in text
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes_of(text):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mixsupcon"):
                 continue
             _, room, *module = node.module.split(".")
@@ -199,7 +211,7 @@ def test_plain_names():
     "No function, class or argument is called by a word that says nothing of what it is."
     vague = {"told", "said", "found", "kept", "there", "answer", "answers", "asked", "utils", "helpers", "misc"}
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path.read_text()):
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
             names += [arg.arg for arg in node.args.args] if isinstance(node, ast.FunctionDef) else []
             assert not vague.intersection(names), f"{path.name}: {names}"
@@ -210,7 +222,7 @@ def test_report_and_lab_know_no_paper():
     papers = [path.stem[3:] for path in LIBRARY if path.parent.name == "papers"]
     for path in MODULES:
         if path.parent.name in ("lab", "report"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in nodes_of(path.read_text()):
                 known = isinstance(node, ast.Constant) and node.value in {*papers} - {"mixsupcon", "digits"}
                 assert not known, f"{path.name} names {node.value}"
 
@@ -262,6 +274,14 @@ def test_parameters_are_options():
     usual = values(configure())
     for option in given.keys() - session:
         assert given[option][1] in (None, usual.get(option)), option
+
+
+# ---- tests
+
+def test_every_costly_fixture_is_one():
+    "A fixture that was renamed would make its tests part of `make check`."
+    text = "".join(path.read_text() for path in (ROOT/"tests").glob("test_*.py"))
+    assert {*COSTLY} <= {*re.findall(r'@pytest.fixture\(scope="module"\)\ndef (\w+)\(', text)}
 
 
 # ---- documents

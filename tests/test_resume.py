@@ -65,6 +65,7 @@ def same(a, b):
     return all(torch.equal(v, b[k]) for k, v in a.items())
 
 
+@pytest.mark.slow
 def test_dropped_state_is_noticed(tiny, tmp_path, monkeypatch):
     "The comparison can fail: a checkpoint without its momentum ends elsewhere."
     cfg = configure(epochs=3, **SMALL)
@@ -93,6 +94,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, monkeypatch):
     assert len(checkpoints(theirs)) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back(tiny, tmp_path, monkeypatch):
     "The one before serves, and the end is the same."
     cfg = configure(epochs=4, **SMALL)
@@ -140,6 +142,7 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path):
     assert free, "a finished run is free, though this process lives on"
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_loses_nothing(tiny, tmp_path, monkeypatch):
     "A non-finite loss ends training in one sentence; the checkpoint before it is whole."
     cfg, real = configure(epochs=3, **SMALL), train.compute_loss

@@ -47,6 +47,7 @@ def naive_saliency(image):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 17, 30)], ids=str)
 def test_fine_grained_is_the_naive_loop(shape):
     x = torch.randn(1, *shape, generator=generator(0), dtype=torch.float64)
@@ -330,6 +331,7 @@ def test_two_images_are_labelled_as_brute_force():
     assert abs(1e6*naive_own_cost(pairs, cost) - best) < 1 and 0 < pairs.sum() < 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, side", [(1, 8), (2, 8), (20, 32), (23, 16), (6, 18)])
 def test_comixup_mixes_pixels_and_labels_alike(n, side):
     "W is the share of blocks: exact for images of one colour; masks sum to one in every pixel."

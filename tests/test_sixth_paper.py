@@ -113,6 +113,7 @@ def test_a_changed_number_of_its_makes_another_run(sixth_paper):
     assert identity(configure("nearest"), "data") != before
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_reported(sixth_paper, tmp_path):
     torch.set_num_threads(1)
     result = experiment("nearest_halfway", tmp_path, preset="toy")

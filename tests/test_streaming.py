@@ -71,6 +71,7 @@ def trained(cfg, place):
 # The same numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [DISK, PACKED], ids=["decoded", "packed"])
 @pytest.mark.parametrize("given", [dict(), dict(method="mixsupcon", train_images=17)], ids=["all", "some"])
 def test_streamed_training_has_the_same_bits(zoo, tmp_path, how, given):
@@ -83,6 +84,7 @@ def test_streamed_training_has_the_same_bits(zoo, tmp_path, how, given):
         assert measure(one)["rows"] == measure(other)["rows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [DISK, PACKED], ids=["decoded", "packed"])
 def test_images_without_classes_and_those_beside_classes(pile, zoo, tmp_path, how):
     for i in range(5):
@@ -287,6 +289,7 @@ def test_full_crops_are_torchvisions(zoo):
             assert torch.equal((view[k]*255).round().byte(), theirs)
 
 
+@pytest.mark.slow
 def test_full_crops_train_and_are_another_run(zoo, tmp_path):
     one, weights = trained(run(zoo, crop="full"), tmp_path/"full")
     again, same = trained(run(zoo, crop="full", **PACKED), tmp_path/"again")
@@ -296,6 +299,7 @@ def test_full_crops_train_and_are_another_run(zoo, tmp_path):
     assert rows["view 1"].shape == (8, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_full_crops_of_several_sizes_and_of_data_without_files(zoo, tmp_path):
     cfg = run(zoo, method="swav", crop="full", small_crops=2, small_size=8, epochs=1, queue=0)
     assert trained(cfg, tmp_path/"swav")[1]
@@ -307,6 +311,7 @@ def test_full_crops_of_several_sizes_and_of_data_without_files(zoo, tmp_path):
 # Within an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, given", [
     ("simclr", DISK), ("moco", dict(crop="full")), ("swav_unmix", {}), ("amix", dict(block_layer=2)), ("ce", PACKED)])
 def test_stopped_within_an_epoch_and_continued(zoo, tmp_path, monkeypatch, method, given):
@@ -335,6 +340,7 @@ def test_stopped_within_an_epoch_and_continued(zoo, tmp_path, monkeypatch, metho
     assert not checkpoints(again.folder)
 
 
+@pytest.mark.slow
 def test_an_epoch_shorter_than_save_seconds_is_saved_at_its_end_only(zoo, tmp_path, monkeypatch):
     saved, save = [], train.save_checkpoint
     monkeypatch.setattr(train, "save_checkpoint", lambda folder, epoch, tensors, state: saved.append(state) or save(

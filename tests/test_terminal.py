@@ -138,6 +138,7 @@ def test_ctrl_c_in_a_long_epoch(project_copy):
     assert status == 130 and "stopped in epoch 1 of 300; run it again to start over\n" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 5, 6])
 def test_a_stopped_training_continues_to_the_same_bits(tiny, tmp_path, at):
     "Ctrl-C in the first, the middle and the last step of the second of three epochs: that epoch is saved."

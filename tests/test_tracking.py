@@ -123,6 +123,7 @@ def test_mlflow(project, tiny, tmp_path, monkeypatch):
     check(folder, history("loss"), {name: history(name) for name in final_numbers(ROWS)})
 
 
+@pytest.mark.slow
 def test_wandb(project, tiny, tmp_path, monkeypatch, wandb_stub):
     "Offline, always the same id; each session has the run from its first epoch, so its files alone are the whole run."
     folder = interrupted_and_continued(tiny, tmp_path/"runs", "wandb", monkeypatch)
@@ -135,6 +136,7 @@ def test_wandb(project, tiny, tmp_path, monkeypatch, wandb_stub):
     assert lines[-1]["summary"] == final_numbers(ROWS)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_run_changes(project, tiny, tmp_path, wandb_stub):
     "The same identity, folder name and weights with trackers and without."
     plain, tracked = (configure("supcon", track=track, **SMALL) for track in ("none", "wandb"))
@@ -156,6 +158,7 @@ def test_a_missing_package_is_refused_before_training(tiny, tmp_path, monkeypatc
         configure("supcon", track="tensorbord")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["__init__", "log", "close"])
 def test_a_tracker_that_fails_is_left_out(tiny, tmp_path, monkeypatch, when):
     "Training goes on without it, and says so once; the other tracker gets everything."

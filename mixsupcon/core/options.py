@@ -245,7 +245,7 @@ def with_choices(owners: list, settings: dict) -> list:
             classes += [table[value]] if value in table else []
     return classes
 
-# %% ../../nbs/core/00_options.ipynb #20884371
+# %% ../../nbs/core/00_options.ipynb #9537b2ef
 def assembled(method: str, preset: str, owners: list, settings: dict, given: dict, others: list) -> Config:
     "The `Config` of the classes `owners`: defaults, then `settings` as far as they own them, then all of `given`."
     owners = with_choices(owners, settings | given)
@@ -255,7 +255,7 @@ def assembled(method: str, preset: str, owners: list, settings: dict, given: dic
             refuse(method, name, owners, others)
     usual = {k: allowed(k, v, owned[k]) for k, v in settings.items() if k in owned}
     chosen = usual | {k: allowed(k, v, owned[k]) for k, v in given.items()}
-    parts = [owner(**{k: v for k, v in chosen.items() if k in options(owner)}) for owner in owners]
+    parts = [owner(**{k: chosen[k] for k in options(owner) if k in chosen}) for owner in owners]
     cfg = Config(method, preset, tuple(parts))
     for part in cfg.parts:
         if hasattr(part, "check"):

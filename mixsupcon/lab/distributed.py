@@ -8,7 +8,7 @@ __all__ = ['CONTROL', 'PYTHON', 'world', 'rank', 'enter', 'leave', 'own_rows', '
            'Loss', 'Averaged', 'first', 'settle', 'end_epoch', 'in_turn', 'check_devices', 'require_files', 'start',
            'in_tensors', 'work', 'await_ready', 'require_alive', 'explain', 'give_up', 'watch', 'started', 'join']
 
-# %% ../../nbs/lab/13_distributed.ipynb #f3afd1e7
+# %% ../../nbs/lab/13_distributed.ipynb #c4a69124
 import atexit, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +33,7 @@ from .data import Dataset, load_data
 from .extend import load_plugin
 from .progress import Progress
 from .runs import RunError
+from .streaming import cores
 from .train import train_run
 
 # %% ../../nbs/lab/13_distributed.ipynb #618a7cec
@@ -44,8 +45,8 @@ def rank() -> int:
     "Which of them this one is; the first, 0, alone writes."
     return dist.get_rank() if world() > 1 else 0
 
-# %% ../../nbs/lab/13_distributed.ipynb #2db17da1
-CONTROL: list = []   # the group for words, once there is one
+# %% ../../nbs/lab/13_distributed.ipynb #88de06fd
+CONTROL: list = []   # the group for messages, once there is one
 
 def enter(device: str, local: int = 0, **where: Any) -> None:
     "Belong to a group of processes; `local` is the GPU of this one."
@@ -186,9 +187,9 @@ def join_norms(encoder: nn.Module, device: str) -> None:
             if isinstance(child, _BatchNorm):
                 setattr(part, name, joined(child, device))
 
-# %% ../../nbs/lab/13_distributed.ipynb #1b205b3b
+# %% ../../nbs/lab/13_distributed.ipynb #879e2a40
 def own_parts(cfg: Config) -> list:
-    "What of a run is not the package's: (option, name)."
+    "The parts of a run that are the user's own: (option, name)."
     return [*own_names(cfg), *([("method", cfg.method)] if cfg.method not in METHOD_NAMES else [])]
 
 def sees_all(cfg: Config) -> bool:
@@ -277,19 +278,19 @@ def first(function: Callable) -> Any:
         raise RunError(answer[1])
     return answer[0]
 
-# %% ../../nbs/lab/13_distributed.ipynb #dd4744e0
+# %% ../../nbs/lab/13_distributed.ipynb #2d460fa3
 def settle(net: Net) -> None:
     "Make all of the network the same on all processes."
     if world() > 1:
         net.processes.settle()
 
 def end_epoch(net: Net, progress: Progress | None = None) -> bool:
-    "After an epoch: all of the network is the same on all processes; whether the first one was asked to stop."
+    "Make the network the same on all processes after an epoch; whether the first one was asked to stop."
     settle(net)
     return world() > 1 and first(lambda: progress.stopping)
 
 def in_turn(function: Callable) -> Any:
-    "What `function` returns, which one process of each machine calls before its others: it may write files."
+    "What `function` returns; one process of each machine calls it before the others do, since it may write files."
     if world() == 1:
         return function()
     mine, result, words = os.environ.get("LOCAL_RANK", str(rank())) == "0", None, [""]*world()
@@ -301,12 +302,12 @@ def in_turn(function: Callable) -> Any:
     require(not any(words), next(filter(None, words), ""))
     return result if mine else function()
 
-# %% ../../nbs/lab/13_distributed.ipynb #d4df55df
+# %% ../../nbs/lab/13_distributed.ipynb #3b1025dc
 def check_devices(cfg: Config, device: str) -> None:
     "Refuse more processes than there are GPUs or cores."
-    here, what = (torch.cuda.device_count(), "GPU") if device == "cuda" else (os.cpu_count() or 1, "core")
+    here, what = (torch.cuda.device_count(), "GPU") if device == "cuda" else (cores(), "core")
     some = f"{here} {what}{'s'*(here != 1)}"
-    require(cfg.devices <= here, f"devices is {cfg.devices}, but this machine has {some}: pass devices {here} or fewer")
+    require(cfg.devices <= here, f"devices is {cfg.devices}, but {some} can be used here: pass devices {here} or fewer")
     require(cfg.devices == 1 or world() == 1, f"torchrun has started {world()} processes already: leave out devices")
 
 def require_files(cfg: Config) -> None:
@@ -316,7 +317,7 @@ def require_files(cfg: Config) -> None:
     require(not lost, f"{lost} is known to this process alone: for devices {cfg.devices}, register it in a file and "
                       "load that by plugin FILE")
 
-# %% ../../nbs/lab/13_distributed.ipynb #2fe26a56
+# %% ../../nbs/lab/13_distributed.ipynb #2979f37f
 PYTHON = [sys.executable]   # the command of an interpreter
 
 def start(cfg: Config, place: str, number: int) -> subprocess.Popen:
@@ -324,9 +325,9 @@ def start(cfg: Config, place: str, number: int) -> subprocess.Popen:
     code = "import sys; from mixsupcon.lab.distributed import work; work(sys.argv[1], int(sys.argv[2]))"
     threads = str(max(1, torch.get_num_threads()//cfg.devices))
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS=threads)
-    with open(f"{place}/{number}.said", "wb") as said:
-        return subprocess.Popen([*PYTHON, "-c", code, place, str(number)], stdin=subprocess.PIPE, stdout=said,
-                                stderr=said, env=env, start_new_session=True)
+    with open(f"{place}/{number}.stderr", "wb") as file:
+        return subprocess.Popen([*PYTHON, "-c", code, place, str(number)], stdin=subprocess.PIPE, stdout=file,
+                                stderr=file, env=env, start_new_session=True)
 
 # %% ../../nbs/lab/13_distributed.ipynb #e293f83c
 def in_tensors(data: Dataset) -> dict | None:
@@ -350,7 +351,7 @@ def work(place: str, number: int) -> None:
         print(in_words(error), file=sys.stderr, flush=True)
         os._exit(1)   # at once, so that nobody waits for this process
 
-# %% ../../nbs/lab/13_distributed.ipynb #b4fd8f2b
+# %% ../../nbs/lab/13_distributed.ipynb #1f3bcd3b
 def await_ready(workers: list, place: str) -> None:
     "Wait until every process has read the run, or one has failed."
     waiting = {number: worker for number, worker in enumerate(workers, 1)}
@@ -363,7 +364,7 @@ def require_alive(workers: dict, place: str) -> None:
     "Refuse to go on without one of the processes, in its words."
     for number, worker in workers.items():
         if worker.poll():
-            words = Path(f"{place}/{number}.said").read_text(errors="replace").strip().splitlines()
+            words = Path(f"{place}/{number}.stderr").read_text(errors="replace").strip().splitlines()
             raise RunError(f"process {number + 1} of {len(workers) + 1} failed, and all were stopped: "
                            f"{words[-1] if words else f'it ended with {worker.poll()}'}; run it again to continue")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # read by the kernels
 
 import nbformat   # noqa: E402
-from nbclient import NotebookClient   # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = [*sorted((ROOT/"nbs").glob("*/[0-9][0-9]_*.ipynb")), ROOT/"nbs"/"index.ipynb"]
@@ -21,6 +20,7 @@ KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name"
 
 def execute(path):
     "The notebook with fresh, cleaned outputs; its first error is raised."
+    from nbclient import NotebookClient   # not needed by the tests, which only read
     notebook = nbformat.read(path, 4)
     place = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
@@ -62,11 +62,11 @@ def joined(outputs):
 
 
 def texts(notebook):
-    "What the cells print and show as text: cell's number -> text."
+    "What the cells print, and show as text after it: cell's number -> text."
     shown = {}
     for i, cell in enumerate(notebook.cells):
         parts = []
-        for output in joined(cell.get("outputs", [])):
+        for output in joined(sorted(cell.get("outputs", []), key=lambda output: output.output_type, reverse=True)):
             text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
             parts.append("".join(text))
         if parts:

@@ -268,7 +268,7 @@ def test_parameters_are_options():
     from mixsupcon.core.options import options, values
     body = ast.parse(parameters_cell(ROOT/"nbs"/"run_experiment.ipynb")).body
     given = {node.target.id: (node.annotation.id, ast.literal_eval(node.value)) for node in body}
-    session = {"method", "preset", "repeats", "wait", "plugin"}
+    session = {"method", "preset", "repeats", "wait", "quality", "plugin"}
     owned = {option for part in all_owners() for option in options(part)}
     assert given.keys() - session <= owned and 15 <= len(given) <= 35
     usual = values(configure())

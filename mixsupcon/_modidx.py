@@ -64,6 +64,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mixsupcon/core/configure.py'),
                                           'mixsupcon.core.configure.layered': ( 'core/configure.html#layered',
                                                                                 'mixsupcon/core/configure.py'),
+                                          'mixsupcon.core.configure.listed': ('core/configure.html#listed', 'mixsupcon/core/configure.py'),
                                           'mixsupcon.core.configure.load_papers': ( 'core/configure.html#load_papers',
                                                                                     'mixsupcon/core/configure.py'),
                                           'mixsupcon.core.configure.missing_names': ( 'core/configure.html#missing_names',

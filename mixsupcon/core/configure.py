@@ -6,9 +6,9 @@
 __all__ = ['pandas', 'SCALES', 'PAPERS', 'LAYERING', 'SLOTS', 'NAMED_IN', 'PLAIN', 'every_option', 'RENAMED', 'WORDS', 'START',
            'CORRECTED', 'Recipe', 'Figure', 'Study', 'Beside', 'Paper', 'Scale', 'load_papers', 'papers', 'recipes',
            'published_numbers', 'default_preset', 'layered', 'owner_of', 'default_of', 'scaled_with_batch', 'shortened',
-           'configure', 'check_known', 'Slot', 'own_names', 'table_of', 'require_call', 'names_in', 'range_of',
-           'options', 'described', 'shared_options', 'departures', 'fidelity', 'translated', 'require_same_probe',
-           'require_uncorrected', 'from_first_version', 'missing_names', 'require_loaded', 'read']
+           'configure', 'check_known', 'Slot', 'own_names', 'table_of', 'require_call', 'listed', 'names_in',
+           'range_of', 'options', 'described', 'shared_options', 'departures', 'fidelity', 'translated',
+           'require_same_probe', 'require_uncorrected', 'from_first_version', 'missing_names', 'require_loaded', 'read']
 
 # %% ../../nbs/core/15_configure.ipynb #bc851a4e
 import importlib, inspect, pkgutil, sys, textwrap
@@ -237,17 +237,21 @@ def require_call(option: str, name: str) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{option} {name} must be a function of ({', '.join(takes)}): {error}") from None
 
-# %% ../../nbs/core/15_configure.ipynb #db0d9f29
+# %% ../../nbs/core/15_configure.ipynb #bc62af79
 NAMED_IN = dict(   # options of several words: the table of their names
     mixer=InTable("mixsupcon.core.mixers", "MIXERS", MIXER_NAMES),
     transfer=InTable("mixsupcon.lab.data", "DATASETS", DATASET_NAMES))
 
-def names_in(where: InTable) -> str:
+def listed(name: str, where: InTable) -> list[str]:
+    "The package's names for an option, as far as they are known without loading the module of their table."
+    return [*filter(None, where.known), *(SLOTS[name].known if name in SLOTS else ())]
+
+def names_in(where: InTable, name: str = "") -> str:
     "The names of a table, as one reads them; a module that is not loaded is not loaded for it."
-    names = [*filter(None, where.known), *getattr(sys.modules.get(where.module), where.table, ())]
+    names = [*listed(name, where), *getattr(sys.modules.get(where.module), where.table, ())]
     return ", ".join(dict.fromkeys(names)) or f"a name in {where.module}.{where.table}"
 
-# %% ../../nbs/core/15_configure.ipynb #8744ac20
+# %% ../../nbs/core/15_configure.ipynb #7a0c85f7
 PLAIN = {str: "text", int: "a whole number", float: "a number"}
 
 def range_of(kind: Any, name: str = "") -> str:
@@ -258,7 +262,7 @@ def range_of(kind: Any, name: str = "") -> str:
     if not limits:
         return ", ".join(map(str, words)) or PLAIN[kind]
     if isinstance(limits[0], InTable):
-        return names_in(limits[0])
+        return names_in(limits[0], name)
     number = "{:,} to {:,}" if words == (int,) else "{:g} to {:g}"
     return number.format(*limits[0])
 

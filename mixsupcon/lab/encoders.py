@@ -151,7 +151,7 @@ def front_matter(entries: dict) -> str:
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items() if value]
     return "\n".join(["---", *lines, "---"])
 
-# %% ../../nbs/lab/08_encoders.ipynb #62a96c75
+# %% ../../nbs/lab/08_encoders.ipynb #af3ec95c
 def measured(rows: list[dict]) -> list[dict]:
     "Test accuracies of the last epoch on the run's own data, as the hub's metrics."
     return [dict(type="accuracy", value=round(row["value"], 6), name=f"{row['protocol']}, last epoch") for row in rows
@@ -159,7 +159,7 @@ def measured(rows: list[dict]) -> list[dict]:
 
 def kind_in(config: dict) -> Any:
     "What the examples of an exported encoder are; None for images."
-    kind = EXAMPLES.get(config["options"]["dataset"])
+    kind = EXAMPLES.get(config.get("options", {}).get("dataset"))
     return kind and kind()
 
 def hub_word(config: dict) -> str:

@@ -102,17 +102,18 @@ def given_values(words: list) -> dict:
     pairs = [pair for pair in split_command(words)[1] if len(pair) == 2]
     return {name: value if name in raw else value_of(value) for name, value in pairs}
 
-# %% ../../nbs/lab/10_papermill_engine.ipynb #2a56f6b8
+# %% ../../nbs/lab/10_papermill_engine.ipynb #ef2e1aac
 def check_words(given: dict) -> None:
     "Refuse a word that no table of the package has, where to look into the table itself would import torch."
+    from mixsupcon.core.configure import listed
     from mixsupcon.core.methods import all_owners
     from mixsupcon.core.options import InTable, choose, typed
     kinds = {name: kind for owner in all_owners() for name, kind in typed(owner).items() if name in given}
     for name, kind in kinds.items():
         for limit in getattr(kind, "__metadata__", ()):
-            listed = isinstance(limit, InTable) and len(limit.known) > 1   # else the table alone knows its names
-            if listed and limit.module not in sys.modules and ":" not in str(given[name]):
-                choose(dict.fromkeys(limit.known), given[name], name)
+            names = isinstance(limit, InTable) and len(limit.known) > 1   # else the table alone knows its names
+            if names and limit.module not in sys.modules and ":" not in str(given[name]):
+                choose(dict.fromkeys(listed(name, limit)), given[name], name)
 
 # %% ../../nbs/lab/10_papermill_engine.ipynb #3790117c
 def check_parameters(notebook: Path, given: dict) -> None:

@@ -39,7 +39,7 @@ MEANT = dict(   # the methods that a recipe is for
     amix_cifar100=AMIX, amix_tiny=AMIX, amix_imagenet=AMIX, amix_cub200=AMIX, amix_aircraft=AMIX,
     amix_cub200_full=AMIX, amix_aircraft_full=AMIX,
     amix_stl10=AMIX_SSL, amix_tiny_ssl=AMIX_SSL, amix_imagenet_ssl=AMIX_SSL,
-    photos500=PHOTOS, photos2500=PHOTOS, photos50000=PHOTOS)
+    photos300=PHOTOS, photos2500=PHOTOS, photos50000=PHOTOS)
 SIX = ("npair", "npair_imix", "mocon", "mocon_imix", "byol", "byol_imix")
 PIXELS = ("automix", "amix", "amix_i", "amix_c")   # learn where to cut
 BEYOND = dict(   # of rows and sounds, which take their steps in test_beyond_images

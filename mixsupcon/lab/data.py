@@ -512,7 +512,7 @@ def check_share(sizes: dict, share: float) -> None:
         few = f"test_share {share:g} holds out {held} images of {len(sizes)} classes"
         raise DataError(f"{few}, too few to tell methods apart: pass a larger share, or add images")
 
-# %% ../../nbs/lab/00_data.ipynb #6f137403
+# %% ../../nbs/lab/00_data.ipynb #a6d402bd
 def class_files(tree: Tree, part: Path, skip: Path = None) -> dict:
     "The images of each class in `part`: name → files, in order of the names."
     folders, loose = tree.see(part)
@@ -527,8 +527,8 @@ def check_test(tree: Tree, train: dict, test: dict, parts: Layout) -> None:
                         "a share of the other images is held out")
     if extra := test.keys() - train.keys():
         raise DataError(f"{parts.test} has a class {min(extra)!r} that {parts.train} has not")
-    places = [{os.path.realpath(os.path.dirname(path)) for files in part.values() for path in files}
-              for part in (train, test)]
+    folders = [{os.path.dirname(path) for files in part.values() for path in files} for part in (train, test)]
+    places = [{*map(os.path.realpath, part)} for part in folders]
     if both := places[0] & places[1]:
         raise DataError(f"the images in {min(both)} are in {parts.train.name}/ and in {parts.test.name}/, "
                         "by a link: remove it")

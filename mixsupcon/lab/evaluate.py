@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['streaming', 'KNN', 'MAPS', 'PROBE_VIEWS', 'CHOICES', 'LOOKED_AT', 'PAIRED', 'CLASSIFIERS', 'SELECTIONS',
-           'Unmeasurable', 'embed', 'nearest', 'knn', 'fresh_layer', 'probe_batches', 'probe_epoch', 'train_probes',
-           'held_out', 'validate_rates', 'tsne', 'umap', 'available_maps', 'silhouette', 'frechet', 'fed', 'record',
-           'accuracy', 'Trained', 'crop_features', 'pad_features', 'probe_settings', 'layer_result', 'probe_results',
-           'diverged', 'at_fixed_rate', 'at_validated_rate', 'at_tested_rate', 'least_squares', 'at_pseudo_inverse',
-           'result_name', 'linear_of', 'has_labels', 'require_labels', 'linear_sweep', 'with_probe', 'knn_rows',
-           'knn_of', 'alignment', 'uniformity', 'view_features', 'features_of', 'few_tested', 'knn_of_few', 'values_of',
-           'map_numbers', 'map_of', 'tsne_of', 'classifier_accuracy', 'classifier_rows', 'classifier_of', 'transfer_of',
-           'measures', 'write_reading', 'read_weights', 'adopt']
+           'Unmeasurable', 'batch_of', 'embed', 'nearest', 'knn', 'fresh_layer', 'probe_batches', 'probe_epoch',
+           'train_probes', 'held_out', 'validate_rates', 'tsne', 'umap', 'available_maps', 'silhouette', 'frechet',
+           'fed', 'record', 'accuracy', 'Trained', 'crop_features', 'pad_features', 'probe_settings', 'layer_result',
+           'probe_results', 'diverged', 'at_fixed_rate', 'at_validated_rate', 'at_tested_rate', 'least_squares',
+           'at_pseudo_inverse', 'result_name', 'linear_of', 'has_labels', 'require_labels', 'linear_sweep',
+           'with_probe', 'knn_rows', 'knn_of', 'alignment', 'uniformity', 'view_features', 'features_of', 'few_tested',
+           'knn_of_few', 'values_of', 'map_numbers', 'map_of', 'tsne_of', 'classifier_accuracy', 'classifier_rows',
+           'classifier_of', 'transfer_of', 'measures', 'write_reading', 'read_weights', 'adopt']
 
-# %% ../../nbs/lab/04_evaluate.ipynb #c8e2ad1a
+# %% ../../nbs/lab/04_evaluate.ipynb #b3bb4a43
+import math
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -37,15 +38,22 @@ from .train import Learner, device_of, finish, load_net, resolve_device
 
 streaming = Lazy("mixsupcon.lab.streaming")   # comes after this notebook
 
-# %% ../../nbs/lab/04_evaluate.ipynb #ca8ec31b
+# %% ../../nbs/lab/04_evaluate.ipynb #fce0bfa3
 class Unmeasurable(Refusal):
     "Features that no protocol can be applied to."
 
+def batch_of(x: torch.Tensor, device: torch.device) -> int:
+    "How many examples to embed at once: 512, and on a CPU no more values than 64 images of 32 pixels have."
+    if device.type != "cpu":
+        return 512
+    return min(512, max(16, 64*3*32*32//math.prod(x.shape[1:])))
+
 @torch.no_grad()
-def embed(encoder: torch.nn.Module, x: torch.Tensor, view: Callable, size: int = 512) -> torch.Tensor:
-    "Features (N, F) of uint8 images, each batch of them seen as `view(batch, rows)`."
+def embed(encoder: torch.nn.Module, x: torch.Tensor, view: Callable, size: int | None = None) -> torch.Tensor:
+    "Features (N, F) of uint8 images, each batch of `size` of them seen as `view(batch, rows)`."
     encoder.eval()
-    device, batches, out = next(encoder.parameters()).device, torch.arange(len(x)).split(size), []
+    device, out = next(encoder.parameters()).device, []
+    batches = torch.arange(len(x)).split(size or batch_of(x, device))
     for rows, images in zip(batches, streaming.ahead(x, batches, device)):
         seen = view(images, rows)
         out.append(encoder(seen.contiguous(memory_format=torch.channels_last)).float())

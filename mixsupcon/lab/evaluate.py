@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['streaming', 'KNN', 'MAPS', 'PROBE_VIEWS', 'CHOICES', 'LOOKED_AT', 'PAIRED', 'CLASSIFIERS', 'SELECTIONS',
-           'Unmeasurable', 'batch_of', 'embed', 'nearest', 'knn', 'fresh_layer', 'probe_batches', 'probe_epoch',
+           'Unmeasurable', 'images_at_once', 'embed', 'nearest', 'knn', 'fresh_layer', 'probe_batches', 'probe_epoch',
            'train_probes', 'held_out', 'validate_rates', 'tsne', 'umap', 'available_maps', 'silhouette', 'frechet',
            'fed', 'record', 'accuracy', 'Trained', 'crop_features', 'pad_features', 'probe_settings', 'layer_result',
            'probe_results', 'diverged', 'at_fixed_rate', 'at_validated_rate', 'at_tested_rate', 'least_squares',
@@ -38,11 +38,11 @@ from .train import Learner, device_of, finish, load_net, resolve_device
 
 streaming = Lazy("mixsupcon.lab.streaming")   # comes after this notebook
 
-# %% ../../nbs/lab/04_evaluate.ipynb #fce0bfa3
+# %% ../../nbs/lab/04_evaluate.ipynb #ab7e1e9e
 class Unmeasurable(Refusal):
     "Features that no protocol can be applied to."
 
-def batch_of(x: torch.Tensor, device: torch.device) -> int:
+def images_at_once(x: torch.Tensor, device: torch.device) -> int:
     "How many examples to embed at once: 512, and on a CPU no more values than 64 images of 32 pixels have."
     if device.type != "cpu":
         return 512
@@ -53,7 +53,7 @@ def embed(encoder: torch.nn.Module, x: torch.Tensor, view: Callable, size: int |
     "Features (N, F) of uint8 images, each batch of `size` of them seen as `view(batch, rows)`."
     encoder.eval()
     device, out = next(encoder.parameters()).device, []
-    batches = torch.arange(len(x)).split(size or batch_of(x, device))
+    batches = torch.arange(len(x)).split(size or images_at_once(x, device))
     for rows, images in zip(batches, streaming.ahead(x, batches, device)):
         seen = view(images, rows)
         out.append(encoder(seen.contiguous(memory_format=torch.channels_last)).float())

@@ -12,7 +12,7 @@ from mixsupcon.core import sounds
 from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import METHODS
 from mixsupcon.core.options import ConfigError, refused, stream
-from mixsupcon.core.recipe import EXAMPLES, Rows, Sounds, examples_of
+from mixsupcon.core.recipe import EXAMPLES, Rows, Sounds, examples_of, what_are
 from mixsupcon.lab import speech, tables, train
 from mixsupcon.lab.data import RUN, fingerprint, load_data, subset
 from mixsupcon.lab.runs import checkpoints
@@ -198,6 +198,7 @@ def test_what_images_and_sounds_do_not_have_is_refused_in_a_sentence():
 
 def test_a_data_set_says_what_its_examples_are():
     assert examples_of(configure()) is None and isinstance(examples_of(configure(dataset="wine")), Rows)
+    assert [what_are(configure(dataset=name)) for name in ("digits", "wine", "tones")] == ["images", "rows", "sounds"]
     assert {type(examples_of(configure("npair", dataset=name))) for name in EXAMPLES} == {*EXAMPLES.values()}
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['torch', 'views', 'methods', 'rows', 'sounds', 'streaming', 'DATASET_NAMES', 'ROW_ARCHS', 'SOUND_ARCHS', 'EXAMPLES',
            'ARCH_NAMES', 'HEAD_NAMES', 'OPTIMIZERS', 'SCHEDULES', 'Rate', 'Epochs', 'Batch', 'Area', 'PROBES',
-           'PROBE_SCHEDULES', 'TRACKERS', 'Data', 'OwnImages', 'Examples', 'examples_of', 'Rows', 'CovType', 'Higgs',
-           'OwnTable', 'Sounds', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS', 'rescale_by_trust', 'half_cosine',
+           'PROBE_SCHEDULES', 'TRACKERS', 'Data', 'OwnImages', 'Examples', 'examples_of', 'what_are', 'Rows', 'CovType',
+           'Higgs', 'OwnTable', 'Sounds', 'Encoder', 'Head', 'SGD', 'Adam', 'LARS', 'rescale_by_trust', 'half_cosine',
            'step_decay', 'StepDecay', 'Cosine', 'Training', 'schedule_of', 'climb', 'learning_rate',
            'require_some_rate', 'LinearProbe', 'LinSupContrast', 'LinMoCo', 'LinAMix', 'LinIMix', 'LinIMixReleased',
            'LinSimSiam', 'LinTransfer', 'LinErmolov', 'Probe', 'protocol_of', 'LinIMixFeatures',
@@ -56,7 +56,7 @@ class OwnImages:
 
 Data.choices = dict(dataset=dict(folder=OwnImages))   # not in its body, which is part of every run's fingerprints
 
-# %% ../../nbs/core/05_recipe.ipynb #e1499e1b
+# %% ../../nbs/core/05_recipe.ipynb #3cabdb17
 ROW_ARCHS = "mlp_small", "mlp_imix", "mlp_imix_norm"
 SOUND_ARCHS = "resnet8_mono", "resnet18_mono", "resnet50_mono"
 
@@ -85,6 +85,11 @@ class Examples:
 def examples_of(cfg: Config) -> Examples | None:
     "The part of a run that says what its examples are; None for images."
     return next((part for part in cfg.parts if isinstance(part, Examples)), None)
+
+def what_are(cfg: Config) -> str:
+    "What the examples of a run are called."
+    kind = examples_of(cfg)
+    return kind.kind if kind else "images"
 
 # %% ../../nbs/core/05_recipe.ipynb #d8fdeecb
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ __all__ = ['data_module', 'training', 'evaluation', 'figure_module', 'encoder_mo
            'describe_run', 'run_lines', 'report_run', 'command_of', 'seed_words', 'missing_commands', 'report_missing',
            'end_quickly', 'print_table', 'over_seeds', 'unlabelled_hint', 'print_result']
 
-# %% ../../nbs/lab/06_experiment.ipynb #e4997ad9
+# %% ../../nbs/lab/06_experiment.ipynb #4bff1508
 import atexit, gc, html, os, shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -25,7 +25,7 @@ from ..core.configure import configure, departures
 from ..core.learned_mixers import learns_masks
 from ..core.methods import METHODS
 from ..core.options import Config, ConfigError, Lazy, Refusal, amended, choose, code_of, project
-from ..core.recipe import examples_of
+from ..core.recipe import examples_of, what_are
 from ..core.views import normalise
 from .progress import clock, finish_tracking, report, show_in_notebook, write_terminal
 from .runs import (
@@ -37,7 +37,7 @@ mixture_module, several, quality_module, table_module = (
     Lazy(f"mixsupcon.lab.{name}") for name in ("mixtures", "distributed", "quality", "tables"))
 numpy, pandas, torch = (Lazy(name) for name in ("numpy", "pandas", "torch"))
 
-# %% ../../nbs/lab/06_experiment.ipynb #84d5d3c7
+# %% ../../nbs/lab/06_experiment.ipynb #b7988a41
 def figure_files(name: str) -> list[str]:
     "The files in a run's folder that a figure is drawn from."
     maps = [f"{how}.json" for how in ("tsne", "umap") if how != "umap" or find_spec("umap")]
@@ -61,7 +61,7 @@ def draw_figure(folder: Path, name: str, path: Path | None = None, source: str |
         return mixture_module.draw_masks(folder, path, source)
     if name == "quality":
         return quality_module.draw_quality(folder, path, source)
-    what = kind.kind if (kind := examples_of(read_config(folder))) else "images"
+    what = what_are(read_config(folder))
     titles = {"tsne.json": f"t-SNE of the test {what}", "umap.json": f"UMAP of the test {what}"}
     results = {titles[file]: read_json(folder/file) for file in figure_files(name)}
     return figure_module.draw_tsne(results, path, source=source)

@@ -7,10 +7,10 @@ __all__ = ['BLOCK', 'AHEAD', 'CHUNK', 'STATES', 'number_in', 'free_memory', 'mem
            'is_plain_jpeg', 'decode_bytes', 'read_bytes', 'Seen', 'look_at', 'Files', 'blocks_of', 'block_name',
            'cores', 'reading_threads', 'read_block', 'known_block', 'survey', 'Store', 'in_advance', 'submit',
            'side_stream', 'blank', 'send', 'Images', 'ahead', 'Raw', 'RawBatch', 'cut', 'finish', 'Crops', 'draw_crops',
-           'begin_crops', 'step_images', 'stream_parts', 'InMemory', 'place', 'in_memory', 'what_are', 'memory_of',
-           'in_bytes', 'describe_memory']
+           'begin_crops', 'step_images', 'stream_parts', 'InMemory', 'place', 'in_memory', 'memory_of', 'in_bytes',
+           'describe_memory']
 
-# %% ../../nbs/lab/12_streaming.ipynb #c015476a
+# %% ../../nbs/lab/12_streaming.ipynb #10390fb9
 import io, json, os, warnings
 from bisect import bisect_right
 from collections import deque
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save
 
 from ..core.options import Config, require, stream
-from ..core.recipe import examples_of
+from ..core.recipe import examples_of, what_are
 from ..core.views import Draw, blur_some, chunk_length, draw_views, normalise, recolour
 from .data import (
     BadImage, DataError, Dataset, attempt, check_left, check_size, clear_leftovers, decode, digest, load_store,
@@ -475,18 +475,14 @@ def place(x: Any, device: torch.device, free: int | None = None) -> Any:
     free = torch.cuda.mem_get_info(device)[0] if free is None else free
     return x.to(device) if 2*x.numel() <= free else Images(InMemory(x), torch.arange(len(x)), device)
 
-# %% ../../nbs/lab/12_streaming.ipynb #11fb5ac6
+# %% ../../nbs/lab/12_streaming.ipynb #4b89cbc4
 STATES = dict(sgd=1, adam=2, lars=1)   # tensors that an optimiser keeps for each weight
 
 def in_memory(x: Any) -> bool:
     "Whether examples are in memory."
     return torch.is_tensor(x) or isinstance(x, Raw)
 
-def what_are(x: Any) -> str:
-    "Images, or else examples."
-    return "examples" if isinstance(x, Raw) else "images"
-
-# %% ../../nbs/lab/12_streaming.ipynb #0942e109
+# %% ../../nbs/lab/12_streaming.ipynb #c71a4878
 def memory_of(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: list) -> dict:
     "Bytes of memory that a training takes, as far as shapes say it: what → bytes."
     x = data.train_x if data.every_x is None else data.every_x
@@ -497,7 +493,7 @@ def memory_of(cfg: Config, net: torch.nn.Module, data: Dataset, kinds: list) -> 
     learned = sum(p.numel()*p.element_size() for p in net.parameters() if p.requires_grad)
     here = [part for part in (data.train_x, data.test_x, data.every_x) if in_memory(part)]
     views = sum(3*side**2 for side in sides) if not isinstance(x, Raw) else len(kinds)*x.shape[1:].numel()
-    return {what_are(x): sum(part.numel() for part in here)} | (
+    return {what_are(cfg): sum(part.numel() for part in here)} | (
         {} if in_memory(x) else {"batches read in advance": waiting}) | {
         "views of a step": 4*batch*views, "weights": sum(weights),
         "gradients and optimiser": (1 + STATES[cfg.optimizer])*learned,

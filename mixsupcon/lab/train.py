@@ -10,7 +10,7 @@ __all__ = ['evaluation', 'several', 'streaming', 'compute_loss', 'START', 'ASKED
            'training_code', 'check_code', 'check_sizes', 'check_classes', 'begin', 'train_run', 'pretrain', 'load_net',
            'label_shares', 'first_step']
 
-# %% ../../nbs/lab/03_train.ipynb #3661deb3
+# %% ../../nbs/lab/03_train.ipynb #5458a9ca
 import math, time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -27,7 +27,7 @@ from ..core.models import load_pretrained, make_net, update_state
 from ..core.options import (
     Config, ConfigError, Lazy, Refusal, amended, code_of, identity, require, shares, stream)
 from ..core.parts import check_own_parts
-from ..core.recipe import OPTIMIZERS, Head, examples_of, learning_rate, rescale_by_trust
+from ..core.recipe import OPTIMIZERS, Head, examples_of, learning_rate, rescale_by_trust, what_are
 from ..core.step import Step
 from ..core.views import normalise, random_view
 from .data import Dataset, fingerprint, size_of
@@ -414,7 +414,7 @@ def check_classes(cfg: Config, data: Dataset) -> None:
     require(known, f"the block of {cfg.method} learns from classes: it needs images that have one, and clusters of at "
                    f"least {classes}, or a block_loss without ce, pbce and infonce_labels")
 
-# %% ../../nbs/lab/03_train.ipynb #9e04ebfa
+# %% ../../nbs/lab/03_train.ipynb #b932f90a
 def begin(cfg: Config, data_hash: str, root: Path | None, wait: float, later: Mapping | None) -> tuple:
     "The folder of a run, opened and locked, and whether it is trained already."
     code = training_code(cfg)
@@ -435,7 +435,7 @@ def train_run(cfg: Config, data: Dataset, folder: Path, run: str) -> None:
         visit(folder)
         epochs = f"{cfg.epochs} epoch{'s'*(cfg.epochs != 1)} (preset {cfg.preset})"
         where = f"{several.world()} × {cfg.device}" if several.world() > 1 else cfg.device
-        what = kind.kind if (kind := examples_of(cfg)) else "images"
+        what = what_are(cfg)
         report(f"{cfg.method} on {n:,} {what} of {data_name(cfg)}: {cfg.arch}, {epochs}, {where}")
         for line in streaming.describe_memory(cfg, learner.net, data, view_kinds(cfg)):
             report(line)

@@ -41,6 +41,7 @@ autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 add_module_names = False
+toc_object_entries = False   # half of the time to build: each page would copy all names of all modules
 python_maximum_signature_line_length = 120
 
 # looks

@@ -1,12 +1,18 @@
 "The studies on photographs: what was tried beforehand takes no part in them."
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from mixsupcon.core.configure import SCALES
+from mixsupcon.core.options import values
+from mixsupcon.lab.data import digest
+from mixsupcon.lab.encoders import load_encoder
 from mixsupcon.report.studies import jobs, plan
 
-PILOT = Path(__file__).parents[1]/"nbs"/"papers"/"07_photos_pilot.csv"
+ROOT = Path(__file__).parents[1]
+PILOT, ENCODERS = ROOT/"nbs"/"papers"/"07_photos_pilot.csv", ROOT/"outputs"/"encoders"
 
 
 @pytest.mark.parametrize("scale", ["photos", "gpu"])
@@ -31,3 +37,33 @@ def test_quality_is_measured_where_it_is_shown(tmp_path):
     "Notebooks of the rows that are judged beside accuracy measure it, those of other rows do not."
     measuring = {job.parameters["method"] for job in jobs("photos", tmp_path).values() if "quality" in job.parameters}
     assert measuring == {"simclr", "supcon", "mixsupcon", "ce"}
+
+
+HEADLINE = [(preset, row) for preset in ("photos300", "photos2500") for row in ("simclr", "supcon", "mixsupcon", "ce")]
+
+
+@pytest.mark.parametrize("preset, row", HEADLINE)
+def test_committed_encoders(preset, row):
+    "Those of the first seed of linear evaluation: small, of the study's own recipe, and loaded in three lines."
+    folder = ENCODERS/f"{preset}-{row}"
+    made = json.loads((folder/"config.json").read_text())
+    run, = [run for run in plan("photos", ("linear",)) if (run.cfg.preset, run.row, run.seed) == (preset, row, 10)]
+    planned = values(run.cfg)
+    differ = {name for name in made["options"].keys() & planned.keys() if made["options"][name] != planned[name]}
+    assert made["method"] == row and differ <= {"device", "data_dir"} and "lr" in made["options"]
+    assert (folder/"model.safetensors").stat().st_size <= 400_000
+
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    net, prepare = load_encoder(folder)
+    features = net(prepare(images))
+    assert features.shape == (5, 64) and features.isfinite().all() and features.std(0).min() > 0
+
+
+def test_committed_encoders_are_of_as_many_runs():
+    "No folder but those tested, each of another run with weights of its own, and all saw the same data."
+    folders = sorted(path.parent for path in ENCODERS.glob("*/config.json"))
+    assert {path.name for path in folders} == {f"{preset}-{row}" for preset, row in HEADLINE}
+    made = [json.loads((path/"config.json").read_text()) for path in folders]
+    weights = {digest((path/"model.safetensors").read_bytes()) for path in folders}
+    assert len({each["identity"] for each in made}) == len(weights) == len(folders)
+    assert len({each["data_hash"] for each in made}) == 2   # of 300 images and of 2,500

@@ -45,7 +45,7 @@ class Recipe:
         names = [row.base, getattr(row.strategy, "key", ""), method]
         return [self.rows[name] for name in dict.fromkeys(names) if name in self.rows]
 
-# %% ../../nbs/core/15_configure.ipynb #68e916ce
+# %% ../../nbs/core/15_configure.ipynb #f865be79
 class Figure(NamedTuple):
     "A figure of a study: a kind that the report can draw, and its arguments."
     kind: str
@@ -62,6 +62,10 @@ class Study(NamedTuple):
     measure: str = "linear"                  # the number that is compared
     shows: tuple = ("best test", "knn20")    # and others beside it
     figures: tuple = ()
+
+    def base(self, row: str) -> str:
+        "The row that a row is compared with; itself, if with none."
+        return self.baseline if isinstance(self.baseline, str) else self.baseline.get(row, row)
 
 # %% ../../nbs/core/15_configure.ipynb #4ff591ea
 class Beside(NamedTuple):

@@ -10,7 +10,7 @@ __all__ = ['pd', 'LOOK', 'SCRIPT', 'TABLE', 'SECTIONS', 'ROW_RUNS', 'FRAME', 'IN
            'png_size', 'figure_content', 'row_anchors', 'row_links', 'part_content', 'published_content', 'study_rows',
            'page_files', 'chapter_content', 'about_words', 'pages_of']
 
-# %% ../../nbs/report/04_page.ipynb #ec2bddd1
+# %% ../../nbs/report/04_page.ipynb #42b56834
 import re
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core.configure import papers as all_papers
 from ..core.methods import METHODS
 from ..core.options import Lazy, gathered, idle, values
 from ..lab.runs import read_json
-from .studies import base_of, chapters, completeness, counted, missing_runs, value_or_reason
+from .studies import chapters, completeness, counted, missing_runs, value_or_reason
 from .tables import COLUMNS, Results, published_table, slug, table_files, unique_names
 
 pd = Lazy("pandas")
@@ -161,11 +161,11 @@ def settings_content(cfg: Any, base: Any) -> list[dict]:
     theirs["method"] += f" ({paper_name(base.method)})"*bool(paper_name(base.method))
     return [dict(name=name, value=value, own=theirs.get(name) != value) for name, value in mine.items()]
 
-# %% ../../nbs/report/04_page.ipynb #bbb1bdf7
+# %% ../../nbs/report/04_page.ipynb #cf5ce93a
 def row_content(part: "pd.DataFrame", study: Any, base: "pd.DataFrame", anchor: str) -> dict:
     "The runs behind a row of a study for the template."
     first, frame = part.iloc[0], run_frame(part, study)
-    title, name = f"{first.row}, {first['data']}", base_of(study, first.row)
+    title, name = f"{first.row}, {first['data']}", study.base(first.row)
     settings, problem = value_or_reason(settings_content, first.cfg, base.cfg.iloc[0])
     source, unknown = value_or_reason(source_line, first.cfg)
     lines = [source or unknown or problem, *environments(list(counted(part).folder))]
@@ -402,7 +402,7 @@ def part_content(name: str, results: Results, drawings: dict, pages: dict, out: 
     return dict(id=slug("study", name), title=title, sentence=sentence, table=table,
                 figures=figure_content(drawings, name, out), file=table_files(list(results.words))[name])
 
-# %% ../../nbs/report/04_page.ipynb #c9c822be
+# %% ../../nbs/report/04_page.ipynb #c59390e1
 def published_content(table: "pd.DataFrame") -> dict | None:
     "A paper's published numbers for the template; none for a paper that reports none."
     known, beside = table[table.published != "–"], table[table.measured != ""]
@@ -419,7 +419,7 @@ def study_rows(name: str, results: Results) -> dict:
     anchors, study = row_anchors(results.numbers), results.studies[name]
     numbers = results.numbers[results.numbers.study == name]
     parts = {key: part for key, part in numbers.groupby(["data", "row"], sort=False)}
-    rows = [row_content(part, study, parts[data, base_of(study, row)], anchors[name, data, row])
+    rows = [row_content(part, study, parts[data, study.base(row)], anchors[name, data, row])
             for (data, row), part in parts.items()]
     return dict(id=slug(name), title=study.title, rows=rows)
 

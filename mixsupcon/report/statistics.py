@@ -10,16 +10,18 @@ from ..core.options import Lazy
 
 np = Lazy("numpy")
 
-# %% ../../nbs/report/00_statistics.ipynb #8e061f4a
+# %% ../../nbs/report/00_statistics.ipynb #a116219a
 def paired_p(differences: "list[float]") -> float:
     "The two-sided p value of paired differences having mean zero: exact up to sixteen, by random sign patterns beyond."
     from scipy.stats import permutation_test
     d = np.asarray(differences, float)
     if len(d) < 2:
         return float("nan")
+    def mean(a, b, axis):
+        return (a - b).mean(axis).round(10)   # accuracies are counts: means that are equal must not differ by rounding
+
     patterns = 2**len(d) if len(d) <= 16 else 9999
-    test = permutation_test((d, 0*d), lambda a, b, axis: (a - b).mean(axis), permutation_type="samples",
-                            vectorized=True, n_resamples=patterns, rng=0)
+    test = permutation_test((d, 0*d), mean, permutation_type="samples", vectorized=True, n_resamples=patterns, rng=0)
     return float(test.pvalue)
 
 # %% ../../nbs/report/00_statistics.ipynb #99c9336e

@@ -12,7 +12,7 @@ __all__ = ['np', 'pd', 'MOVED', 'ELSEWHERE', 'NUMBERS', 'COSTS', 'COLUMNS', 'MOR
            'published_table', 'Results', 'study_results', 'summary_results', 'results', 'slug', 'unique_names',
            'table_files', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
 
-# %% ../../nbs/report/02_tables.ipynb #50bf4196
+# %% ../../nbs/report/02_tables.ipynb #0fd0bec8
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from ..lab.data import write
 from ..lab.runs import read_config, read_json, read_later
 from .statistics import bootstrap_interval, conclusion, holm, paired_p
 from .studies import (
-    QUALITY, base_of, code_sentence, counted, find_runs, plan, shows_quality, studies, value_or_reason)
+    QUALITY, code_sentence, counted, find_runs, plan, shows_quality, studies, value_or_reason)
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -186,13 +186,13 @@ def compare_row(part: "pd.DataFrame", base: "pd.DataFrame | None", study: Any) -
     low, high = bootstrap_interval(d)
     return row | dict(pairs=len(d), difference=d.mean() if len(d) else np.nan, low=low, high=high, p=paired_p(d))
 
-# %% ../../nbs/report/02_tables.ipynb #5cd378f3
+# %% ../../nbs/report/02_tables.ipynb #9b2590f4
 def study_table(numbers: "pd.DataFrame", study: Any) -> "pd.DataFrame":
     "A row per data and row of a study, in numbers."
     parts = {key: part for key, part in numbers.groupby(["data", "row"], sort=False)}
     rows = []
     for (data, row), part in parts.items():
-        base = base_of(study, row)
+        base = study.base(row)
         rows.append(dict(data=data, row=row) | compare_row(part, parts[data, base] if row != base else None, study))
     table = pd.DataFrame(rows)
     return table.assign(holm=holm(table.p))

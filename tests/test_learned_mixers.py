@@ -1,6 +1,7 @@
 "Mixers that learn or look: laws of whole steps, what is refused, and that training can go on where it stopped."
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mixsupcon.core.methods import METHODS, loss_of, parts_of_net
 from mixsupcon.core.models import make_net
 from mixsupcon.core.options import Config, Refusal, stream
 from mixsupcon.core.recipe import Head
+from mixsupcon.lab import mixtures
 from mixsupcon.lab.train import Learner, pretrain, resolve_device, train_epoch
 from small import CLASSES, build, draw, fill_clusters, small
 from torch import nn
@@ -204,3 +206,11 @@ def run(cfg, learner, data, epochs):
 def test_methods_of_the_fifth_paper_are_rows():
     assert {"automix", "amix", "moco_mix", "amix_i", "amix_c"} <= {*METHODS}
     assert METHODS["amix_i"].title == "AMix-I"
+
+
+def test_pairs_of_test_images_are_of_all_classes():
+    "A folder's test images lie in order of their classes: pairs are not all from the first."
+    y = torch.arange(10).repeat_interleave(500)
+    rows, partner = mixtures.test_pairs(SimpleNamespace(test_y=y, data=SimpleNamespace(test_y=y), device="cpu"))
+    assert y[rows].bincount().tolist() == [mixtures.PAIRS//10]*10
+    assert (y[rows][partner] != y[rows]).all()

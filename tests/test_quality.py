@@ -12,8 +12,8 @@ from mixsupcon.core.options import Refusal, stream
 from mixsupcon.lab.evaluate import linear_of
 from mixsupcon.lab.experiment import Result, experiment, show_figure
 from mixsupcon.lab.quality import (
-    LOOKED_AT, WRONG, brier, calibration_error, corruption_table, few_label_accuracies, few_rows,
-    negative_log_likelihood, probes_of, quality_of, reliability, rows_looked_at, wrong_labels)
+    WRONG, brier, calibration_error, corruption_table, few_label_accuracies, few_rows, negative_log_likelihood,
+    probes_of, quality_of, reliability, wrong_labels)
 from mixsupcon.lab.runs import RunError, check_seal
 from mixsupcon.report.publish import ARCHIVE, records_in, write_report
 from mixsupcon.report.tables import numbers_of, run_table, runs_to_measure
@@ -209,14 +209,6 @@ def test_three_points_move_as_far_as_they_may():
     still = affine_places(1, (33, 33), 0., stream(0, "affine"))[:, 6:27, 6:27]
     moved = (inner - still).abs()
     assert moved.amax() < 8 and moved.mean() > .5 and (inner - still).mean().abs() < .2
-
-
-def test_corrupted_images_are_of_all_classes():
-    "A folder's test images lie in order of their classes: as many of each are looked at, none twice."
-    y = torch.arange(10).repeat_interleave(1000)
-    rows = rows_looked_at(len(y))
-    assert len(rows.unique()) == LOOKED_AT and (y[rows].bincount() == LOOKED_AT//10).all()
-    assert rows_looked_at(3*LOOKED_AT + 1).max() <= 3*LOOKED_AT and len(rows_looked_at(7)) == 7
 
 
 def test_what_cannot_be_corrupted_is_refused():

@@ -17,7 +17,7 @@ __all__ = ['torch', 'np', 'streaming', 'LARGE', 'HOST', 'KINDS', 'LITTER', 'TEST
            'assemble', 'shape_of', 'decode_once', 'some', 'describe_split', 'methods_without_classes', 'check_run',
            'reading_of', 'image_folder', 'read_words', 'named_files', 'check_files', 'Archive', 'unpack', 'read_pairs',
            'cub_files', 'aircraft_files', 'check_sizes', 'photographs', 'tiny_imagenet', 'rank_in_class', 'subset',
-           'cifar10', 'loaded_later', 'size_of', 'targets', 'with_run']
+           'evenly', 'cifar10', 'loaded_later', 'size_of', 'targets', 'with_run']
 
 # %% ../../nbs/lab/00_data.ipynb #9f1b32b6
 import glob, hashlib, importlib, io, json, math, os, pickle, re, secrets, tarfile, time, unicodedata, warnings, zlib
@@ -977,6 +977,12 @@ def subset(data: Dataset, n: int, gen: "torch.Generator") -> Dataset:
     rows = order[rank.argsort(stable=True)[:n]].sort()[0]
     x = data.train_x[rows] if torch.is_tensor(data.train_x) else data.train_x.take(rows)
     return data._replace(train_x=x, train_y=data.train_y[rows], every_x=None)
+
+# %% ../../nbs/lab/00_data.ipynb #abad4c35
+def evenly(n: int, most: int) -> "torch.Tensor":
+    "The rows of at most `most` of `n` examples, evenly spaced."
+    some = min(n, most)
+    return torch.arange(some)*n//some
 
 # %% ../../nbs/lab/00_data.ipynb #5abec166
 NORMALISATIONS = dict(   # name: (mean, std)

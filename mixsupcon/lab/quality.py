@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['pd', 'BINS', 'WRONG', 'FEW', 'DRAWS', 'LOOKED_AT', 'PANELS', 'reliability', 'calibration_error',
            'negative_log_likelihood', 'brier', 'calibration_rows', 'wrong_labels', 'probes_of', 'noisy_probes',
-           'few_rows', 'logistic_accuracy', 'few_label_accuracies', 'rows_looked_at', 'corrupted_accuracies',
-           'corruption_mean', 'heads_of', 'classifier_quality', 'quality_rows', 'measure_quality', 'quality_of',
-           'quality_of_runs', 'quality_table', 'corruption_table', 'joined_bins', 'curves_of', 'draw_panel',
-           'draw_qualities', 'draw_quality', 'draw_corruptions']
+           'few_rows', 'logistic_accuracy', 'few_label_accuracies', 'corrupted_accuracies', 'corruption_mean',
+           'heads_of', 'classifier_quality', 'quality_rows', 'measure_quality', 'quality_of', 'quality_of_runs',
+           'quality_table', 'corruption_table', 'joined_bins', 'curves_of', 'draw_panel', 'draw_qualities',
+           'draw_quality', 'draw_corruptions']
 
-# %% ../../nbs/lab/14_quality.ipynb #ac1228a3
+# %% ../../nbs/lab/14_quality.ipynb #d17664c9
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ..core.options import Lazy, Refusal, stream
 from ..core.recipe import OPTIMIZERS, examples_of, protocol_of
-from .data import rank_in_class
+from .data import evenly, rank_in_class
 from .evaluate import (
     PROBE_VIEWS, Trained, accuracy, fresh_layer, linear_of, probe_epoch, probe_settings, record, require_labels)
 from .experiment import data_of
@@ -119,13 +119,8 @@ def few_label_accuracies(h: torch.Tensor, y: torch.Tensor, test_h: torch.Tensor,
         curves[k] = [logistic_accuracy(h[some], y[some], test_h, test_y) for some in rows]
     return curves
 
-# %% ../../nbs/lab/14_quality.ipynb #df0aa16e
+# %% ../../nbs/lab/14_quality.ipynb #2a81d5ac
 LOOKED_AT = 2000   # test images at most
-
-def rows_looked_at(n: int) -> torch.Tensor:
-    "The rows of the test images that are corrupted, evenly spaced among `n`."
-    some = min(n, LOOKED_AT)
-    return torch.arange(some)*n//some
 
 @torch.no_grad()
 def corrupted_accuracies(features: Callable, heads: dict, x: torch.Tensor, y: torch.Tensor, seed: int = 0) -> dict:
@@ -143,7 +138,7 @@ def corruption_mean(accuracies: dict) -> float:
     "The mean accuracy over all corruptions and severities."
     return float(np.mean([*accuracies.values()]))
 
-# %% ../../nbs/lab/14_quality.ipynb #d4c4ad5a
+# %% ../../nbs/lab/14_quality.ipynb #ca826324
 def heads_of(trained: Trained, probe: torch.nn.Module) -> dict:
     "The classifiers of a run by protocol, each from features to logits: the probe, and its own where it has one."
     return {trained.cfg.probe: probe} | (dict(own_head=trained.net.head) if trained.cfg.goal.classifier else {})
@@ -151,7 +146,7 @@ def heads_of(trained: Trained, probe: torch.nn.Module) -> dict:
 @torch.no_grad()
 def classifier_quality(trained: Trained, heads: dict) -> dict:
     "For each classifier its reliability and its accuracies on corrupted images."
-    rows = rows_looked_at(len(trained.test_y))
+    rows = evenly(len(trained.test_y), LOOKED_AT)
     seen = corrupted_accuracies(trained.features, heads, trained.data.test_x[rows], trained.test_y[rows])
     bins = {name: reliability(classify(trained.test_h), trained.test_y) for name, classify in heads.items()}
     return {name: dict(reliability={key: value.tolist() for key, value in bins[name].items()}, corruptions=seen[name])

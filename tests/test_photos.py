@@ -12,7 +12,7 @@ from mixsupcon.lab.encoders import load_encoder
 from mixsupcon.report.studies import jobs, plan
 
 ROOT = Path(__file__).parents[1]
-PILOT, ENCODERS = ROOT/"nbs"/"papers"/"07_photos_pilot.csv", ROOT/"outputs"/"encoders"
+PILOT, ENCODERS = ROOT/"nbs"/"papers"/"07_photos_pilot.csv", ROOT/"outputs"/"pretrained"
 
 
 @pytest.mark.parametrize("scale", ["photos", "gpu"])

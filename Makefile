@@ -15,7 +15,7 @@ SCALE ?= small
 REPLACE ?= equal
 CORES ?= all
 # an environment that forbids bytecode, as many containers' do, would have each process compile the tests anew
-PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 USER_ID = $(shell id -u)
 MEMORY = $(shell $(BIN)/python -c "import os; print(int(.8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20))")
 

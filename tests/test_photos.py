@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from mixsupcon.core.configure import SCALES
+from mixsupcon.core.configure import SCALES, configure
 from mixsupcon.core.options import values
 from mixsupcon.lab.data import digest
 from mixsupcon.lab.encoders import load_encoder
-from mixsupcon.report.studies import jobs, plan
+from mixsupcon.report.studies import jobs, plan, run_key
 
 ROOT = Path(__file__).parents[1]
 PILOT, ENCODERS = ROOT/"nbs"/"papers"/"07_photos_pilot.csv", ROOT/"outputs"/"pretrained"
@@ -67,3 +67,20 @@ def test_committed_encoders_are_of_as_many_runs():
     weights = {digest((path/"model.safetensors").read_bytes()) for path in folders}
     assert len({each["identity"] for each in made}) == len(weights) == len(folders)
     assert len({each["data_hash"] for each in made}) == 2   # of 300 images and of 2,500
+
+
+@pytest.mark.parametrize("scale", ["photos", "gpu"])
+def test_the_notebook_makes_the_planned_runs(scale, tmp_path):
+    "What `run_experiment` gets from a job and from its own parameters' cell is the configuration that was planned."
+    cells = json.loads((ROOT/"nbs"/"run_experiment.ipynb").read_text())["cells"]
+    exec("".join(next(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))), own := {})
+    own = {name: value for name, value in own.items() if value is not None and name in own["__annotations__"]}
+    made = set()
+    for job in jobs(scale, tmp_path).values():
+        given = own | job.parameters
+        first, repeats = given.pop("seed"), given.pop("repeats")
+        for name in ("wait", "quality"):
+            given.pop(name)
+        made |= {run_key(configure(**given, seed=seed)) for seed in range(first, first + repeats)}
+    planned = plan(scale)
+    assert made == {run_key(run.cfg) for run in planned} and {run.cfg.dataset for run in planned} == {"cifar10"}

@@ -1,6 +1,6 @@
 # make run    train MixSupCon on bundled images and draw what it learned
 # make check  the everyday loop, within a minute: ruff and the fast tests
-# make test   everything continuous integration does, nine minutes and three quarters on two idle cores
+# make test   everything continuous integration does, just under ten minutes on two idle cores
 # make paper  every table and figure: the grid of experiments, then outputs/report (SCALE=paper for the published recipe)
 # make report the same tables and figures from the finished runs, or from the last report's records of them
 #             (REPLACE=fewer to replace a report that shows more runs than there are now)

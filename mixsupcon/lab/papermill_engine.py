@@ -111,8 +111,8 @@ def check_words(given: dict) -> None:
     kinds = {name: kind for owner in all_owners() for name, kind in typed(owner).items() if name in given}
     for name, kind in kinds.items():
         for limit in getattr(kind, "__metadata__", ()):
-            names = isinstance(limit, InTable) and len(limit.known) > 1   # else the table alone knows its names
-            if names and limit.module not in sys.modules and ":" not in str(given[name]):
+            named = isinstance(limit, InTable) and len(limit.known) > 1   # else the table alone knows its names
+            if named and limit.module not in sys.modules and ":" not in str(given[name]):
                 choose(dict.fromkeys(listed(name, limit)), given[name], name)
 
 # %% ../../nbs/lab/10_papermill_engine.ipynb #3790117c

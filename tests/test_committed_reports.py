@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 REPORTS = sorted(path.parent for path in (Path(__file__).parents[1]/"outputs"/"report").glob("*/runs.tar.xz"))
-HEADLINE = [pytest.param(report, study, id=f"{report.name}-{study}") for report in REPORTS
-            for study in ("linear", "comparison", "mixers", "switches")]
+LINEAR = "linear", "linear.json", "accuracy"
+MEASURES = dict(   # study → column, record, metric
+    linear=LINEAR, comparison=LINEAR, mixers=LINEAR, switches=LINEAR,
+    quality=("calibration error", "quality.json", "calibration_error"),
+    corrupted=("corrupted", "quality.json", "corrupted_accuracy"),
+    labels=("noisy labels", "quality.json", "accuracy_wrong_0.4"))
 
 
 def table(report, name):
@@ -20,28 +24,41 @@ def table(report, name):
         return [*csv.DictReader(file)]
 
 
+def whole(report):
+    "The studies of a report whose planned runs are all there."
+    runs = table(report, "runs")
+    return [study for study in MEASURES if {row["state"] for row in runs if row["study"] == study} == {"complete"}]
+
+
+WHOLE = [pytest.param(report, study, id=f"{report.name}-{study}") for report in REPORTS for study in whole(report)]
+
+
+def test_each_report_shows_at_least_one_whole_study():
+    assert REPORTS and all("linear" in whole(report) for report in REPORTS)
+
+
 @pytest.fixture(scope="module")
-def accuracies():
-    "By report and run, what the record of its linear probe says of the last epoch, in per cent."
-    found = {}
+def recorded():
+    "By report, run, record and metric, what the record says of the probe, in per cent."
+    records, found = {record for _, record, _ in MEASURES.values()}, {}
     for report in REPORTS:
         with lzma.open(report/"runs.tar.xz") as file, tarfile.open(fileobj=file) as archive:
             for member in archive:
-                run, _, name = member.name.rpartition("/")
-                if name == "linear.json":
-                    rows = json.load(archive.extractfile(member))["rows"]
-                    last = [row["value"] for row in rows if (row["metric"], row["selection"]) == ("accuracy", "last")]
-                    found[report, run] = 100*last[0]   # of its own data; others are those it was transferred to
+                run, _, record = member.name.rpartition("/")
+                for row in json.load(archive.extractfile(member))["rows"] if record in records else ():
+                    if row["selection"] == "last":   # the first of each metric is of the run's own data and probe
+                        found.setdefault((report, run, record, row["metric"]), 100*row["value"])
     return found
 
 
-def values_of(report, study, accuracies):
-    "By data and row the accuracy of each seed, of those runs that the report counts."
-    values = {}
+def values_of(report, study, recorded):
+    "By data and row the value of each seed, of those runs that the report counts."
+    _, *kind = MEASURES[study]
+    found = {}
     for row in table(report, "runs"):
-        if row["study"] == study and row["state"] == "complete":
-            values.setdefault((row["data"], row["row"]), {})[int(row["seed"])] = accuracies[report, row["run"]]
-    return values
+        if row["study"] == study:
+            found.setdefault((row["data"], row["row"]), {})[int(row["seed"])] = recorded[report, row["run"], *kind]
+    return found
 
 
 def sign_flip_p(differences):
@@ -61,19 +78,19 @@ def adjusted(p):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("report, study", HEADLINE)
-def test_tables_follow_from_the_records(report, study, accuracies):
+@pytest.mark.parametrize("report, study", WHOLE)
+def test_tables_follow_from_the_records(report, study, recorded):
     "Means, deviations, differences by seed, exact p values and their correction."
-    values, rows = values_of(report, study, accuracies), table(report, study)
+    values, rows, column = values_of(report, study, recorded), table(report, study), MEASURES[study][0]
     baseline = {row["data"]: row["row"] for row in rows if row["pairs"] == "0"}
-    assert len(rows) == len(values) >= 5 and {*baseline} == {row["data"] for row in rows}
+    assert len(rows) == len(values) >= 4 and {*baseline} == {row["data"] for row in rows}
     p = {}
     for row in rows:
         key, base = (row["data"], row["row"]), (row["data"], baseline[row["data"]])
         own = [*values[key].values()]
         assert int(row["runs"]) == len(own) >= 3
-        assert float(row["linear mean"]) == pytest.approx(statistics.mean(own), rel=1e-5)
-        assert float(row["linear std"]) == pytest.approx(statistics.stdev(own), rel=1e-4, abs=1e-4)
+        assert float(row[f"{column} mean"]) == pytest.approx(statistics.mean(own), rel=1e-5)
+        assert float(row[f"{column} std"]) == pytest.approx(statistics.stdev(own), rel=1e-4, abs=1e-4)
         if key != base:
             seeds = values[key].keys() & values[base].keys()
             differences = [values[key][seed] - values[base][seed] for seed in seeds]

@@ -2,13 +2,15 @@
 import io
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mixsupcon.core.configure import Figure, Paper, Study
+from mixsupcon.core.configure import Figure, Paper, Study, configure
 from mixsupcon.core.corruptions import CORRUPTIONS, SEVERITIES, affine_places, corrupt, moved_blur, neighbours, sampled
 from mixsupcon.core.options import Refusal, stream
+from mixsupcon.lab import evaluate
 from mixsupcon.lab.evaluate import linear_of
 from mixsupcon.lab.experiment import Result, experiment, show_figure
 from mixsupcon.lab.quality import (
@@ -345,3 +347,16 @@ def test_a_changed_record_of_quality_is_refused(trained):
             read()
     path.write_bytes(text)
     assert run.quality == known
+
+
+def test_a_map_shows_two_thousand_test_images_of_all_classes(tmp_path, monkeypatch):
+    "Folders hold images in order of their classes; the map takes them evenly, each with its own class."
+    y = torch.arange(5000)//500
+    data = SimpleNamespace(test_y=y, classes=[*"abcdefghij"])
+    run = SimpleNamespace(folder=tmp_path, weights="", device="cpu", cfg=configure("supcon"), data=data, test_y=y,
+                          test_h=torch.arange(10_000).reshape(5000, 2))
+    monkeypatch.setitem(evaluate.MAPS, "tsne", lambda h, seed: h.numpy())
+    monkeypatch.setattr(evaluate, "map_numbers", lambda trained: {})
+    shown = evaluate.map_of(run)
+    assert np.bincount(shown["y"]).tolist() == [200]*10
+    assert shown["y"] == [y[first//2].item() for first, _ in shown["xy"]]

@@ -37,7 +37,7 @@ mixture_module, several, quality_module, table_module = (
     Lazy(f"mixsupcon.lab.{name}") for name in ("mixtures", "distributed", "quality", "tables"))
 numpy, pandas, torch = (Lazy(name) for name in ("numpy", "pandas", "torch"))
 
-# %% ../../nbs/lab/06_experiment.ipynb #b7988a41
+# %% ../../nbs/lab/06_experiment.ipynb #d9a120b9
 def figure_files(name: str) -> list[str]:
     "The files in a run's folder that a figure is drawn from."
     maps = [f"{how}.json" for how in ("tsne", "umap") if how != "umap" or find_spec("umap")]
@@ -61,9 +61,9 @@ def draw_figure(folder: Path, name: str, path: Path | None = None, source: str |
         return mixture_module.draw_masks(folder, path, source)
     if name == "quality":
         return quality_module.draw_quality(folder, path, source)
-    what = what_are(read_config(folder))
-    titles = {"tsne.json": f"t-SNE of the test {what}", "umap.json": f"UMAP of the test {what}"}
-    results = {titles[file]: read_json(folder/file) for file in figure_files(name)}
+    what, kinds = what_are(read_config(folder)), {"tsne.json": "t-SNE", "umap.json": "UMAP"}
+    maps = {kinds[file]: read_json(folder/file) for file in figure_files(name)}
+    results = {f"{kind} of {len(result['y']):,} test {what}": result for kind, result in maps.items()}
     return figure_module.draw_tsne(results, path, source=source)
 
 # %% ../../nbs/lab/06_experiment.ipynb #b766fe8b

@@ -39,7 +39,7 @@ CIFAR = {f"{data} {arch}": dict(dataset=data, arch=arch)
 EVERYWHERE = dict(small=DATA["small"], paper=CIFAR)
 FIRST = dict(small=DATA["small"], paper={"cifar10 resnet18": CIFAR["cifar10 resnet18"]})
 
-# %% ../../nbs/papers/01_mixsupcon.ipynb #f677b0eb
+# %% ../../nbs/papers/01_mixsupcon.ipynb #7ae4c679
 def linear_evaluation(scale: str) -> Study:
     "Phases 1 and 2: three pre-training tasks, cross-entropy, and an untrained network."
     untrained = dict(untrained=dict(method="supcon", epochs=0))
@@ -48,7 +48,7 @@ def linear_evaluation(scale: str) -> Study:
         Figure("learning", "Linear probe by epoch", dict(curve="probe")),
         Figure("learning", "Training loss", dict(curve="loss")),
         Figure("confusion", "Confusion matrices, all seeds, in per cent of the true class", {}),
-        Figure("t-SNE", "t-SNE of the test images, first seed", {}))
+        Figure("t-SNE", "t-SNE of test images, first seed", {}))
     return Study("Linear evaluation", rows, "supcon", EVERYWHERE[scale], figures=figures)
 
 # %% ../../nbs/papers/01_mixsupcon.ipynb #3e5582eb

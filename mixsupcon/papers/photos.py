@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SGD', 'SMALLER', 'ROWS', 'BLOCK', 'photos2500', 'WEAK', 'photos300', 'photos50000', 'RECIPES', 'FEW', 'MORE', 'DATA',
-           'SWITCHES', 'PAPER', 'study', 'linear_evaluation', 'beside_accuracy', 'mixers', 'switches', 'comparison',
-           'without_labels', 'mixsiam', 'amix', 'amix_contrastive', 'studies']
+           'SWITCHES', 'PAPER', 'study', 'linear_evaluation', 'beside_accuracy', 'calibration', 'corrupted', 'labels',
+           'mixers', 'switches', 'comparison', 'without_labels', 'mixsiam', 'amix', 'amix_contrastive', 'studies']
 
 # %% ../../nbs/papers/07_photos.ipynb #89db4a12
 from ..core.configure import SCALES, Figure, Paper, Recipe, Study
@@ -45,7 +45,7 @@ photos50000 = Recipe(
 
 RECIPES = dict(photos300=photos300, photos2500=photos2500, photos50000=photos50000)
 
-# %% ../../nbs/papers/07_photos.ipynb #f5966f70
+# %% ../../nbs/papers/07_photos.ipynb #f7df81d2
 FEW, MORE = {"300 images": dict(preset="photos300")}, {"2,500 images": dict(preset="photos2500")}
 DATA = dict(photos=FEW | MORE, gpu={"50,000 images": dict(preset="photos50000")})
 
@@ -62,17 +62,26 @@ def linear_evaluation(scale: str) -> Study:
     return made._replace(figures=(
         *made.figures, Figure("learning", "Linear probe by epoch", dict(curve="probe")),
         Figure("confusion", "Confusion matrices, all seeds, in per cent of the true class", {}),
-        Figure("t-SNE", "t-SNE of the test images, first seed", {})))
+        Figure("t-SNE", "t-SNE of test images, first seed", {})))
 
-def beside_accuracy(scale: str) -> Study:
-    "The same rows beside accuracy: calibration, corrupted images, wrong and few labels."
-    rows = methods("simclr", "supcon", "mixsupcon", "ce")
-    shows = "log-likelihood", "Brier", "corrupted", "noisy labels", "few labels"
-    figures = (
-        Figure("quality", "Calibration, corruption, wrong and few labels; means over seeds"),
-        Figure("corruptions", "Accuracy by corruption, means over seeds and severities"))
-    return Study("Beside accuracy, on photographs", rows, "supcon", DATA[scale], measure="calibration error",
-                 shows=shows, figures=figures)
+def beside_accuracy(scale: str, title: str, *figures: Figure, **more) -> Study:
+    "The same methods by another measure than accuracy."
+    made = study(scale, f"{title} on photographs", methods("simclr", "supcon", "mixsupcon", "ce"), "supcon", **more)
+    return made._replace(figures=(*made.figures, *figures))
+
+def calibration(scale: str) -> Study:
+    "How far the probe's confidence is to be trusted."
+    curves = Figure("quality", "Calibration, corruption, wrong and few labels; means over seeds")
+    return beside_accuracy(scale, "Calibration", curves, measure="calibration error", shows=("log-likelihood", "Brier"))
+
+def corrupted(scale: str) -> Study:
+    "How many corrupted images the probe still classifies."
+    kinds = Figure("corruptions", "Accuracy by corruption, means over seeds and severities")
+    return beside_accuracy(scale, "Corrupted images", kinds, measure="corrupted", shows=())
+
+def labels(scale: str) -> Study:
+    "How much a probe learns from wrong labels, and from few."
+    return beside_accuracy(scale, "Wrong and few labels", measure="noisy labels", shows=("few labels",))
 
 def mixers(scale: str) -> Study:
     "Phase 3: no mixing, and every mixer at α = 1."
@@ -124,11 +133,12 @@ def amix_contrastive() -> Study:
     return Study("AMix on photographs: contrastive learning", methods("moco") | by_hand | methods("amix_i", "amix_c"),
                  "moco", MORE, SCALES["photos"].fewer, shows=("train", "knn20", "mask gain", "passes"))
 
-# %% ../../nbs/papers/07_photos.ipynb #3f8c0355
+# %% ../../nbs/papers/07_photos.ipynb #b2a799c0
 def studies(scale: str) -> dict:
     "The studies on photographs at a scale, by name."
     main = dict(
-        linear=linear_evaluation(scale), quality=beside_accuracy(scale), comparison=comparison(scale))
+        linear=linear_evaluation(scale), quality=calibration(scale), corrupted=corrupted(scale), labels=labels(scale),
+        comparison=comparison(scale))
     phases = main | dict(mixers=mixers(scale), switches=switches(scale))
     if scale == "gpu":
         return phases

@@ -135,18 +135,19 @@ def table_content(title: str, frame: "pd.DataFrame", best: Any = None, links: di
         lines.append(dict(id=link.get("id"), cells=[cell_content(*cell, link) for cell in zip(*line, columns)]))
     return dict(title=title, columns=columns, lines=lines)
 
-# %% ../../nbs/report/04_page.ipynb #e7293c52
+# %% ../../nbs/report/04_page.ipynb #354bc952
 def measure_word(run: dict, name: str) -> str:
     "A number of a single run."
     _, factor, digits = COLUMNS[name]
     return "–" if pd.isna(run[name]) else f"{factor*run[name]:,.{digits + 1 if digits else 0}f}"
 
 def run_line(run: dict, study: Any) -> dict:
-    "One run: its seed, its numbers, its folder's name, its commits, and in which code it differs from most."
+    "One run: its seed, numbers, folder's name, hash of its data, commits, and in which code it differs from most."
     measures, folder = (study.measure, *study.shows), run["folder"]
     line = dict(seed=run["seed"]) | {COLUMNS[name][0]: measure_word(run, name) for name in measures}
     short = [name[:10] + "+"*name.endswith("+") for name in commits_of(folder)]
-    return line | {"run": folder.name, "commit": " ".join(short), "other code": ", ".join(run["other"])}
+    data = str(read_json(folder/"config.json", dict).get("data"))[:10]
+    return line | {"run": folder.name, "data": data, "commit": " ".join(short), "other code": ", ".join(run["other"])}
 
 def run_frame(part: "pd.DataFrame", study: Any) -> "pd.DataFrame":
     "A table of the runs of a row; the column about other code only if there is some."
@@ -323,7 +324,7 @@ INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" 
 <p>{{ versions }}</p>{{ up() }}{% endblock %}
 """
 
-# %% ../../nbs/report/04_page.ipynb #327cd5b9
+# %% ../../nbs/report/04_page.ipynb #a34973ee
 CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import cite, section, row_runs, up %}
 {% block content %}
 <h1>{{ chapter.title }}</h1>
@@ -337,8 +338,8 @@ CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros
 <details><summary>{{ chapter.published.summary }}</summary>{{ table(chapter.published.table) }}</details>
 {{ up() }}{% endif %}
 {% if chapter.rows %}<h2 id="runs">Runs</h2>{% if archive %}<p class="quiet">A run is named by its folder below
- outputs/runs; its record lies in the <a href="{{ archive }}">archive</a>. A + after a commit: with changes
- that were not committed.</p>{% endif %}
+ outputs/runs; its record lies in the <a href="{{ archive }}">archive</a>. Under data, the first digits of the
+ hash of the examples that it learned from and was tested on. A + after a commit: with changes that were not committed.</p>{% endif %}
 {% for study in chapter.rows %}<h3 id="runs-of-{{ study.id }}">{{ study.title }}</h3>
 {% for row in study.rows %}{{ row_runs(row) }}{% endfor %}{{ up() }}{% endfor %}{% endif %}{% endblock %}
 """

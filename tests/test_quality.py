@@ -5,6 +5,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mixsupcon.core.configure import Figure, Paper, Study, configure
@@ -17,7 +18,7 @@ from mixsupcon.lab.quality import (
     WRONG, brier, calibration_error, corruption_table, few_label_accuracies, few_rows, negative_log_likelihood,
     probes_of, quality_of, reliability, wrong_labels)
 from mixsupcon.lab.runs import RunError, check_seal
-from mixsupcon.report.publish import ARCHIVE, records_in, write_report
+from mixsupcon.report.publish import ARCHIVE, records_in, run_studies, write_report
 from mixsupcon.report.tables import numbers_of, run_table, runs_to_measure
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -334,6 +335,25 @@ def test_a_report_shows_quality_and_keeps_its_records(trained, tmp_path):
     assert {"quality.json", "linear.json"} <= kept and "net.safetensors" not in kept
     from_records = write_report("small", tmp_path/"none", out, papers)[0]
     assert from_records.words["beside"][1].equals(made.words["beside"][1])
+
+
+@pytest.mark.slow
+def test_studies_in_one_process(tmp_path):
+    "Missing runs are trained and measured, those that cannot be are named at the end, and the report is written."
+    rows = dict(supcon=dict(method="supcon"), ce=dict(method="ce"), missing=dict(dataset="cifar10", data_dir="nowhere"))
+    asked = Study("Asked for", rows, "supcon", {"digits": QUICK | dict(epochs=2)}, seeds=1, shows=("Brier",))
+    other = Study("Another", dict(long=dict(epochs=500)), "long", {"digits": QUICK}, seeds=1)
+    papers = dict(test=Paper("A test", "", {}, lambda scale: dict(asked=asked, other=other)))
+    place = tmp_path/"runs", tmp_path/"report", papers
+    with pytest.raises(RunError, match="mixsupcon, seed 0: CIFAR10 is not in"):
+        run_studies("small", ("asked",), *place)
+    made = {path: path.stat().st_mtime_ns for path in place[0].rglob("*.json") if path.name != "env.json"}
+    assert len([path for path in made if path.name == "quality.json"]) == 2
+    table = pd.read_csv(tmp_path/"report"/"tables"/"asked.csv").set_index("row")
+    assert table["Brier mean"].notna().to_dict() == dict(supcon=True, ce=True, missing=False)
+    with pytest.raises(RunError):
+        run_studies("small", ("asked",), *place)
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "what is there is left as it is"
 
 
 @pytest.mark.slow

@@ -127,11 +127,12 @@ def with_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     numbers = pd.DataFrame([rows.get(i) or {} for i in table.index], index=table.index, columns=columns)
     return pd.concat([table, numbers.astype(float)], axis=1)
 
-# %% ../../nbs/report/02_tables.ipynb #0b9ccfd8
-def runs_to_measure(scale: str, root: Path | None = None, papers: dict | None = None) -> list[Path]:
-    "The complete runs of a scale's studies that show quality, and which have none measured."
-    shows = [name for name, study in studies(scale, papers).items() if shows_quality(study)]
-    folders = counted(find_runs(plan(scale, tuple(shows), papers), root)[0]).folder.unique() if shows else ()
+# %% ../../nbs/report/02_tables.ipynb #55489669
+def runs_to_measure(scale: str, root: Path | None = None, papers: dict | None = None, only: tuple = ()) -> list[Path]:
+    "The complete runs of a scale's studies, or of those named, that show quality, and which have none measured."
+    asked = {name: study for name, study in studies(scale, papers).items() if name in only or not only}
+    shows = tuple(name for name, study in asked.items() if shows_quality(study))
+    folders = counted(find_runs(plan(scale, shows, papers), root)[0]).folder.unique() if shows else ()
     return [folder for folder in folders if not (folder/"quality.json").exists()]
 
 # %% ../../nbs/report/02_tables.ipynb #f33bacf4

@@ -45,7 +45,7 @@ photos50000 = Recipe(
 
 RECIPES = dict(photos300=photos300, photos2500=photos2500, photos50000=photos50000)
 
-# %% ../../nbs/papers/07_photos.ipynb #f7df81d2
+# %% ../../nbs/papers/07_photos.ipynb #abc3613d
 FEW, MORE = {"300 images": dict(preset="photos300")}, {"2,500 images": dict(preset="photos2500")}
 DATA = dict(photos=FEW | MORE, gpu={"50,000 images": dict(preset="photos50000")})
 
@@ -64,6 +64,7 @@ def linear_evaluation(scale: str) -> Study:
         Figure("confusion", "Confusion matrices, all seeds, in per cent of the true class", {}),
         Figure("t-SNE", "t-SNE of test images, first seed", {})))
 
+# %% ../../nbs/papers/07_photos.ipynb #7a612643
 def beside_accuracy(scale: str, title: str, *figures: Figure, **more) -> Study:
     "The same methods by another measure than accuracy."
     made = study(scale, f"{title} on photographs", methods("simclr", "supcon", "mixsupcon", "ce"), "supcon", **more)
@@ -83,6 +84,7 @@ def labels(scale: str) -> Study:
     "How much a probe learns from wrong labels, and from few."
     return beside_accuracy(scale, "Wrong and few labels", measure="noisy labels", shows=("few labels",))
 
+# %% ../../nbs/papers/07_photos.ipynb #08314e21
 def mixers(scale: str) -> Study:
     "Phase 3: no mixing, and every mixer at α = 1."
     rows = dict(unmixed=dict(mixer="none")) | {mixer: dict(mixer=mixer) for mixer in (*MIXERS, "inputmix")}

@@ -324,7 +324,7 @@ INDEX = """{% extends "frame" %}{% from "table" import table %}{% from "macros" 
 <p>{{ versions }}</p>{{ up() }}{% endblock %}
 """
 
-# %% ../../nbs/report/04_page.ipynb #a34973ee
+# %% ../../nbs/report/04_page.ipynb #40865427
 CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros" import cite, section, row_runs, up %}
 {% block content %}
 <h1>{{ chapter.title }}</h1>
@@ -339,7 +339,8 @@ CHAPTER = """{% extends "frame" %}{% from "table" import table %}{% from "macros
 {{ up() }}{% endif %}
 {% if chapter.rows %}<h2 id="runs">Runs</h2>{% if archive %}<p class="quiet">A run is named by its folder below
  outputs/runs; its record lies in the <a href="{{ archive }}">archive</a>. Under data, the first digits of the
- hash of the examples that it learned from and was tested on. A + after a commit: with changes that were not committed.</p>{% endif %}
+ hash of the examples that it learned from and was tested on. A + after a commit: with changes that were not
+ committed.</p>{% endif %}
 {% for study in chapter.rows %}<h3 id="runs-of-{{ study.id }}">{{ study.title }}</h3>
 {% for row in study.rows %}{{ row_runs(row) }}{% endfor %}{{ up() }}{% endfor %}{% endif %}{% endblock %}
 """

@@ -9,7 +9,7 @@ The public names are imported when they are first used, so that `import mixsupco
 """
 import importlib
 
-__version__ = "0.6.1"
+__version__ = "0.7.0"
 
 _PUBLIC = dict(
     # an experiment

@@ -103,3 +103,17 @@ def test_tables_follow_from_the_records(report, study, recorded):
     for row in rows:
         if row["pairs"] != "0":
             assert float(row["holm"]) == pytest.approx(corrected[row["data"], row["row"]], rel=1e-4)
+
+
+ENCODERS = sorted((Path(__file__).parents[1]/"outputs"/"pretrained").glob("*/README.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", ENCODERS, ids=lambda card: card.parent.name)
+def test_cards_of_encoders_say_what_the_report_says(card, recorded):
+    "The accuracy of the run that the encoder was taken from."
+    run = json.loads((card.parent/"config.json").read_text())["run"]
+    report, = [report for report in REPORTS if report.name == "photos"]
+    said, = [line.split("|")[4] for line in card.read_text().splitlines()
+             if line.startswith("| lin\\_supcontrast | accuracy | last |")]
+    assert 100*float(said) == pytest.approx(recorded[report, run, "linear.json", "accuracy"], abs=.005)

@@ -215,7 +215,7 @@ def p_word(p: float) -> str:
         return "–"
     return "< .001" if p < .001 else f"{p:.3f}".lstrip("0")
 
-# %% ../../nbs/report/02_tables.ipynb #6e8567cf
+# %% ../../nbs/report/02_tables.ipynb #73491383
 def baseline_words(study: Any, plural: bool = False) -> str:
     "What rows are compared with, in words."
     if isinstance(study.baseline, str):
@@ -223,9 +223,11 @@ def baseline_words(study: Any, plural: bool = False) -> str:
     return "their bases" if plural else "its base"
 
 def difference_word(row: dict) -> str:
-    "`-0.8 [-2.0, +0.2]`, or nothing for a baseline."
+    "`-0.8 [-2.0, +0.2]`, of one pair without an interval, or nothing for a baseline."
     if np.isnan(row["difference"]):
         return "–"
+    if np.isnan(row["low"]):
+        return signed(row["difference"])
     return f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]"
 
 # %% ../../nbs/report/02_tables.ipynb #8d4e09c8

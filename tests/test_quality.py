@@ -12,13 +12,14 @@ from mixsupcon.core.configure import Figure, Paper, Study, configure
 from mixsupcon.core.corruptions import CORRUPTIONS, SEVERITIES, affine_places, corrupt, moved_blur, neighbours, sampled
 from mixsupcon.core.options import Refusal, stream
 from mixsupcon.lab import evaluate
+from mixsupcon.lab.command import run_studies
 from mixsupcon.lab.evaluate import linear_of
 from mixsupcon.lab.experiment import Result, experiment, show_figure
 from mixsupcon.lab.quality import (
     WRONG, brier, calibration_error, corruption_table, few_label_accuracies, few_rows, negative_log_likelihood,
     probes_of, quality_of, reliability, wrong_labels)
 from mixsupcon.lab.runs import RunError, check_seal
-from mixsupcon.report.publish import ARCHIVE, records_in, run_studies, write_report
+from mixsupcon.report.publish import ARCHIVE, records_in, write_report
 from mixsupcon.report.tables import numbers_of, run_table, runs_to_measure
 from PIL import Image
 from sklearn.datasets import load_sample_images

@@ -6,9 +6,9 @@
 __all__ = ['pd', 'LATER', 'ARCHIVE', 'SUMS', 'SHOWN', 'REPLACE', 'record_files', 'tar_of', 'pack_records', 'sums_of', 'read_sums',
            'read_archive', 'records_in', 'unpack_records', 'exchange', 'put', 'clean_up', 'lock_folder', 'only_writer',
            'replace_folder', 'keep_strangers', 'runs_shown', 'shown_before', 'first_words', 'lost_rows', 'refuse_fewer',
-           'write_figures', 'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end', 'run_studies']
+           'write_figures', 'write_files', 'record_lines', 'other_folders', 'write_report', 'print_end']
 
-# %% ../../nbs/report/05_publish.ipynb #37154e90
+# %% ../../nbs/report/05_publish.ipynb #80a4f968
 import ctypes, fcntl, hashlib, io, lzma, os, shutil, tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +19,8 @@ from ..core.options import Lazy, choose, project
 from ..lab.data import write
 from ..lab.runs import WEIGHTS, RunError, parse_json, runs_root, show_path
 from .page import draw_figures, pages_of
-from .studies import completeness, counted, find_runs, missing_runs, plan, studies, value_or_reason
-from .tables import Results, results, runs_to_measure, write_tables
+from .studies import completeness, counted, missing_runs, value_or_reason
+from .tables import Results, results, write_tables
 
 pd = Lazy("pandas")
 
@@ -288,23 +288,3 @@ def print_end(made: Results, out: Path) -> "pd.DataFrame":
     lines += [f"in no table        and {len(others) - 10} more folders"]*(len(others) > 10)
     missing = missing if len(missing) else pd.DataFrame(dict(missing=["nothing"]))
     return print_table(missing, *lines, f"report             {show_path(out/'index.html')}")
-
-# %% ../../nbs/report/05_publish.ipynb #909712ba
-def run_studies(scale: str, names: tuple = (), root: Path | None = None, out: Path | None = None,
-                papers: dict | None = None) -> tuple:
-    "Run what is missing of a scale's studies, all or those named, and write its report, which is returned."
-    from mixsupcon.lab.experiment import Result, run_missing
-    choose(SCALES, scale, "scale")
-    for name in names:
-        choose(studies(scale, papers), name, "study")
-    problem = None
-    try:
-        run_missing(find_runs(plan(scale, names, papers), root)[0], root)
-    except RunError as error:   # raised when all others have run
-        problem = error
-    for folder in runs_to_measure(scale, root, papers, names):
-        Result(folder).quality
-    written = write_report(scale, root, out, papers)
-    if problem:
-        raise problem
-    return written

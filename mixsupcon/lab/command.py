@@ -610,14 +610,15 @@ def train_method(args: Any) -> None:
         rows = Finished(folder).numbers.to_dict("records")
         print_rows(args, rows, lambda: f"{text_table(rows, terminal_width())}\n\nrun folder  {show_path(folder)}")
 
-# %% ../../nbs/lab/09_command.ipynb #0d7ad109
+# %% ../../nbs/lab/09_command.ipynb #f20f78a8
 def run_studies(scale: str, names: tuple = (), root: Path | None = None, out: Path | None = None,
                 papers: dict | None = None) -> tuple:
     "Run what is missing of a scale's studies, all or those named, and write its report, which is returned."
     from mixsupcon.lab.experiment import Result, run_missing
     choose(SCALES, scale, "scale")
+    known = studies.studies(scale, papers)
     for name in names:
-        choose(studies.studies(scale, papers), name, "study")
+        choose(known, name, "study")
     problem = None
     try:
         run_missing(studies.find_runs(studies.plan(scale, names, papers), root)[0], root)

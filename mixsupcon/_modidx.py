@@ -2600,6 +2600,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mixsupcon.papers.photos.mixsiam': ('papers/photos.html#mixsiam', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.studies': ('papers/photos.html#studies', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.study': ('papers/photos.html#study', 'mixsupcon/papers/photos.py'),
+                                         'mixsupcon.papers.photos.supclr': ('papers/photos.html#supclr', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.switches': ('papers/photos.html#switches', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.without_labels': ( 'papers/photos.html#without_labels',
                                                                                      'mixsupcon/papers/photos.py')},

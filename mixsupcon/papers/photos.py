@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SGD', 'SMALLER', 'ROWS', 'BLOCK', 'photos2500', 'WEAK', 'photos300', 'photos50000', 'RECIPES', 'FEW', 'MORE', 'DATA',
            'SWITCHES', 'PAPER', 'study', 'linear_evaluation', 'beside_accuracy', 'calibration', 'corrupted', 'labels',
-           'mixers', 'switches', 'comparison', 'without_labels', 'mixsiam', 'amix', 'amix_contrastive', 'studies']
+           'mixers', 'switches', 'comparison', 'supclr', 'without_labels', 'mixsiam', 'amix', 'amix_contrastive',
+           'studies']
 
 # %% ../../nbs/papers/07_photos.ipynb #89db4a12
 from ..core.configure import SCALES, Figure, Paper, Recipe, Study
@@ -106,6 +107,14 @@ def comparison(scale: str) -> Study:
     rows = methods("supcon", "mixsupcon", "genscl", "supclr_imix", "ce") | mixed_labels
     return study(scale, "Related methods on photographs", rows, "supcon", shows=("train", "own head", "knn20"))
 
+# %% ../../nbs/papers/07_photos.ipynb #d575aec6
+def supclr() -> Study:
+    "SupCLR with i-Mix against SupCon, and against SupCon with as many forwards."
+    longer = {"supcon, equal forwards": dict(method="supcon", epochs=photos300.every["epochs"]*2)}
+    made = study("photos", "SupCLR with i-Mix on photographs", methods("supclr_imix", "supcon") | longer, "supclr_imix",
+                 shows=("train", "knn20", "passes"))
+    return made._replace(data=FEW)
+
 # %% ../../nbs/papers/07_photos.ipynb #bd07b9b8
 def without_labels(strategy: str, title: str, *bases: str) -> Study:
     "Bases with and without a strategy, on the larger part."
@@ -135,7 +144,7 @@ def amix_contrastive() -> Study:
     return Study("AMix on photographs: contrastive learning", methods("moco") | by_hand | methods("amix_i", "amix_c"),
                  "moco", MORE, SCALES["photos"].fewer, shows=("train", "knn20", "mask gain", "passes"))
 
-# %% ../../nbs/papers/07_photos.ipynb #b2a799c0
+# %% ../../nbs/papers/07_photos.ipynb #64a798e4
 def studies(scale: str) -> dict:
     "The studies on photographs at a scale, by name."
     main = dict(
@@ -145,7 +154,7 @@ def studies(scale: str) -> dict:
     if scale == "gpu":
         return phases
     return phases | dict(
-        amix=amix(), imix=without_labels("imix", "i-Mix", "npair", "moco", "byol"),
+        supclr=supclr(), amix=amix(), imix=without_labels("imix", "i-Mix", "npair", "moco", "byol"),
         unmix=without_labels("unmix", "Un-Mix", "simclr", "moco", "byol"), mixsiam=mixsiam(),
         amix_contrastive=amix_contrastive())
 

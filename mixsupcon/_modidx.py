@@ -2597,6 +2597,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mixsupcon.papers.photos.linear_evaluation': ( 'papers/photos.html#linear_evaluation',
                                                                                         'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.mixers': ('papers/photos.html#mixers', 'mixsupcon/papers/photos.py'),
+                                         'mixsupcon.papers.photos.mixing': ('papers/photos.html#mixing', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.mixsiam': ('papers/photos.html#mixsiam', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.studies': ('papers/photos.html#studies', 'mixsupcon/papers/photos.py'),
                                          'mixsupcon.papers.photos.study': ('papers/photos.html#study', 'mixsupcon/papers/photos.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SGD', 'SMALLER', 'ROWS', 'BLOCK', 'photos2500', 'WEAK', 'photos300', 'photos50000', 'RECIPES', 'FEW', 'MORE', 'DATA',
            'SWITCHES', 'PAPER', 'study', 'linear_evaluation', 'beside_accuracy', 'calibration', 'corrupted', 'labels',
-           'mixers', 'switches', 'comparison', 'supclr', 'without_labels', 'mixsiam', 'amix', 'amix_contrastive',
-           'studies']
+           'mixers', 'mixing', 'switches', 'comparison', 'supclr', 'without_labels', 'mixsiam', 'amix',
+           'amix_contrastive', 'studies']
 
 # %% ../../nbs/papers/07_photos.ipynb #89db4a12
 from ..core.configure import SCALES, Figure, Paper, Recipe, Study
@@ -46,13 +46,14 @@ photos50000 = Recipe(
 
 RECIPES = dict(photos300=photos300, photos2500=photos2500, photos50000=photos50000)
 
-# %% ../../nbs/papers/07_photos.ipynb #abc3613d
+# %% ../../nbs/papers/07_photos.ipynb #9a52d856
 FEW, MORE = {"300 images": dict(preset="photos300")}, {"2,500 images": dict(preset="photos2500")}
 DATA = dict(photos=FEW | MORE, gpu={"50,000 images": dict(preset="photos50000")})
 
 def study(scale: str, title: str, rows: dict, baseline: str | dict, **more) -> Study:
     "A study of MixSupCon on photographs, with its figure of differences."
-    what = f"Differences from {baseline}; filled where p (Holm) is at most .05"
+    compared = baseline if isinstance(baseline, str) else "each base"
+    what = f"Differences from {compared}; filled where p (Holm) is at most .05"
     return Study(title, rows, baseline, DATA[scale], figures=(Figure("differences", what, {}),), **more)
 
 def linear_evaluation(scale: str) -> Study:
@@ -91,6 +92,14 @@ def mixers(scale: str) -> Study:
     rows = dict(unmixed=dict(mixer="none")) | {mixer: dict(mixer=mixer) for mixer in (*MIXERS, "inputmix")}
     made = study(scale, "Mixers in MixSupCon on photographs, α = 1", rows, "unmixed", shows=("train", "knn20"))
     return made._replace(data=FEW) if scale == "photos" else made   # where a network overfits
+
+# %% ../../nbs/papers/07_photos.ipynb #c1ecc3c8
+def mixing(scale: str) -> Study:
+    "What mixing adds to SupCon's loss, and what to MixSupCon's."
+    rows = {"supcon": dict(method="supcon"), "supcon + mixup": READINGS["B: each anchor the same"],
+            "mixsupcon, unmixed": dict(mixer="none"), "mixsupcon": {}}
+    bases = {"supcon + mixup": "supcon", "mixsupcon": "mixsupcon, unmixed"}
+    return study(scale, "Mixing and the loss on photographs", rows, bases, shows=("train", "knn20"))
 
 # %% ../../nbs/papers/07_photos.ipynb #b1a68fa6
 SWITCHES = ("default", "A: global denominator", "C: dominant class", "partner of the same view", "N mixtures",
@@ -144,13 +153,13 @@ def amix_contrastive() -> Study:
     return Study("AMix on photographs: contrastive learning", methods("moco") | by_hand | methods("amix_i", "amix_c"),
                  "moco", MORE, SCALES["photos"].fewer, shows=("train", "knn20", "mask gain", "passes"))
 
-# %% ../../nbs/papers/07_photos.ipynb #64a798e4
+# %% ../../nbs/papers/07_photos.ipynb #18dac73d
 def studies(scale: str) -> dict:
     "The studies on photographs at a scale, by name."
     main = dict(
         linear=linear_evaluation(scale), quality=calibration(scale), corrupted=corrupted(scale), labels=labels(scale),
         comparison=comparison(scale))
-    phases = main | dict(mixers=mixers(scale), switches=switches(scale))
+    phases = main | dict(mixers=mixers(scale), mixing=mixing(scale), switches=switches(scale))
     if scale == "gpu":
         return phases
     return phases | dict(

@@ -9,6 +9,8 @@ from mixsupcon.core.configure import SCALES, configure
 from mixsupcon.core.options import values
 from mixsupcon.lab.data import digest
 from mixsupcon.lab.encoders import load_encoder
+from mixsupcon.lab.experiment import experiment
+from mixsupcon.papers.photos import mixing
 from mixsupcon.report.studies import jobs, plan, run_key
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +86,14 @@ def test_the_notebook_makes_the_planned_runs(scale, tmp_path):
         made |= {run_key(configure(**given, seed=seed)) for seed in range(first, first + repeats)}
     planned = plan(scale)
     assert made == {run_key(run.cfg) for run in planned} and {run.cfg.dataset for run in planned} == {"cifar10"}
+
+
+def test_mixing_is_the_only_difference(tmp_path):
+    "The mixed row of SupCon's loss, with its mixer taken away, trains SupCon's network to the bit."
+    rows = mixing("photos").rows
+    quick = dict(root=tmp_path, tau=.1, epochs=2, train_images=60, batch_size=20, probe_epochs=1)
+    plain = experiment(**rows["supcon"], **quick).encoder.state_dict()
+    without = experiment("mixsupcon", **rows["supcon + mixup"], mixer="none", **quick).encoder.state_dict()
+    mixed = experiment("mixsupcon", **rows["supcon + mixup"], **quick).encoder.state_dict()
+    assert all(torch.equal(plain[name], without[name]) for name in plain)
+    assert not all(torch.equal(plain[name], mixed[name]) for name in plain)

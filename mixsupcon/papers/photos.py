@@ -124,13 +124,12 @@ def supclr() -> Study:
                  shows=("train", "knn20", "passes"))
     return made._replace(data=FEW)
 
-# %% ../../nbs/papers/07_photos.ipynb #bd07b9b8
+# %% ../../nbs/papers/07_photos.ipynb #f56ad96c
 def without_labels(strategy: str, title: str, *bases: str) -> Study:
     "Bases with and without a strategy, on the larger part."
     rows, baseline = with_and_without(strategy, *bases), against_bases(strategy, *bases)
-    figure = Figure("differences", "Differences from each base; filled where p (Holm) is at most .05", {})
-    return Study(f"{title} on photographs", rows, baseline, MORE, SCALES["photos"].fewer,
-                 shows=("train", "knn20"), figures=(figure,))
+    made = study("photos", f"{title} on photographs", rows, baseline, shows=("train", "knn20"))
+    return made._replace(data=MORE, seeds=SCALES["photos"].fewer)
 
 def mixsiam() -> Study:
     "MixSiam against SimSiam, and against SimSiam with as many forwards."

@@ -6,16 +6,16 @@
 __all__ = ['BACKBONES', 'ENCODERS', 'IMIX_WIDTHS', 'HEADS', 'PARTS', 'TORCHVISION', 'Block', 'init_convolutions', 'resnet8',
            'resnet', 'resnext', 'load_timm', 'evaluating', 'measured_width', 'timm_encoder', 'timm_model', 'Encoders',
            'one_channel', 'Stem', 'Maxout', 'mlp_rows', 'zero_residuals', 'no_layer', 'norm', 'linear', 'mlp', 'siam',
-           'SplitNorm', 'split_norms', 'section', 'Net', 'add_momentum_encoder', 'follow', 'add_predictor',
-           'add_prototypes', 'normalise_prototypes', 'push', 'add_queue', 'update_queue', 'Part', 'update_state',
-           'momentum_keys', 'make_net', 'imagenet_weights', 'weights_in_file', 'under_prefix', 'misfits', 'encoders_of',
-           'load_pretrained', 'SupConLoss']
+           'SplitNorm', 'split_norms', 'has_bfloat16', 'ByFloat32', 'half_precision', 'section', 'Net',
+           'add_momentum_encoder', 'follow', 'add_predictor', 'add_prototypes', 'normalise_prototypes', 'push',
+           'add_queue', 'update_queue', 'Part', 'update_state', 'momentum_keys', 'make_net', 'imagenet_weights',
+           'weights_in_file', 'under_prefix', 'misfits', 'encoders_of', 'load_pretrained', 'SupConLoss']
 
 # %% ../../nbs/core/04_models.ipynb #80406601
 import difflib, importlib, warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from itertools import chain, pairwise
@@ -25,6 +25,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .losses import supcon
 from .options import ConfigError, Refusal, choose, project, require, seeded
@@ -276,6 +277,28 @@ def split_norms(encoder: nn.Module, splits: int) -> None:
                 split.load_state_dict(child.state_dict())
                 setattr(part, name, split)
 
+# %% ../../nbs/core/04_models.ipynb #3f0e4c1d
+def has_bfloat16(device: str) -> bool:
+    "Whether PyTorch has kernels for bfloat16 on this kind of device; for a CPU, oneDNN's."
+    return device != "cpu" or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+class ByFloat32(TorchFunctionMode):
+    "Convolutions and linear layers under autocast: of bfloat16 numbers, computed in float32, rounded to bfloat16."
+    def __torch_function__(self, function, types, given=(), named=None):
+        if function not in (torch.conv2d, F.linear) or not torch.is_autocast_enabled("cpu"):
+            return function(*given, **named or {})
+        given = [x.bfloat16().float() if torch.is_tensor(x) else x for x in given]
+        with torch.autocast("cpu", enabled=False):
+            return function(*given, **named or {}).bfloat16()
+
+@contextmanager
+def half_precision(device: str, on: bool) -> Iterator[None]:
+    "Networks compute in bfloat16 meanwhile, if it is `on`."
+    by_float32 = on and not has_bfloat16(device)
+    with torch.autocast(device, torch.bfloat16, enabled=on), ByFloat32() if by_float32 else nullcontext():
+        yield
+
 # %% ../../nbs/core/04_models.ipynb #6c465413
 def section(encoder: nn.Module, start: int = 0, stop: int | None = None) -> nn.Module:
     "The part of an encoder between two depths: 0 is its input, 1 and 2 end its first stages, None is its output."
@@ -297,7 +320,7 @@ class Net(nn.Module):
     def run_part(self, part: nn.Module, x: torch.Tensor, full_precision: bool = False) -> torch.Tensor:
         "The output of a part of the network, in the network's precision or in full precision."
         half = self.precision == "bfloat16" and not full_precision
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with half_precision(x.device.type, half):
             out = part(x)
         return out.float() if half else out
 

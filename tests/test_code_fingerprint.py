@@ -2,6 +2,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -18,6 +19,17 @@ import sys
 from mixsupcon.core.configure import configure
 from mixsupcon.core.methods import code_behind
 print(json.dumps(code_behind(configure(sys.argv[1]))))
+"""
+EVERY = """
+import json
+from mixsupcon.core.configure import configure
+from mixsupcon.core.methods import METHODS, code_behind
+from mixsupcon.core.models import ENCODERS
+kinds = dict(mono="tones", mlp="wine")
+data = {arch: next((name for word, name in kinds.items() if word in arch), "digits") for arch in ENCODERS}
+runs = [configure(method) for method in METHODS]
+runs += [configure("mocon_imix", dataset=data[arch], arch=arch) for arch in ENCODERS]
+print(json.dumps([code_behind(cfg) for cfg in runs]))
 """
 TRAIN = """
 import sys
@@ -72,6 +84,15 @@ def test_every_method_has_fingerprints():
     for method in METHODS:
         code = code_behind(configure(method))
         assert len(code) > 10 and all(len(digits) == 12 for digits in code.values()), method
+
+
+@pytest.mark.slow
+def test_another_process_has_the_same_fingerprints():
+    "Of every method and every encoder, or a run could not be continued tomorrow."
+    today, tomorrow = (
+        json.loads(subprocess.run([*python, "-c", EVERY], capture_output=True, text=True, check=True).stdout)
+        for python in (WARM, [sys.executable]))
+    assert len(today) > 50 and today == tomorrow
 
 
 @pytest.mark.slow

@@ -393,7 +393,8 @@ def code_of(*objects: Any) -> dict:
     for obj in objects:
         if isinstance(obj, partial):
             arguments = (*obj.args, *obj.keywords.values())
-            seen[f"{obj.func.__qualname__}{obj.args}"] = repr([a for a in arguments if not callable(a)])
+            given = tuple(getattr(a, "__qualname__", a) for a in obj.args)
+            seen[f"{obj.func.__qualname__}{given}"] = repr([a for a in arguments if not callable(a)])
             for used in (obj.func, *filter(callable, arguments)):
                 trace_code(used, seen)
         else:

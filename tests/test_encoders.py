@@ -96,7 +96,7 @@ def test_it_is_loaded_where_this_package_is_not(tmp_path):
         made = load_file(f"{folder}.features")
         assert len(made) == (1 if arch == "resnet8" else 2)   # which has no lines of its own in the card
         for name, features in made.items():
-            assert h.std() > 1e-3 and torch.allclose(features, h, rtol=1e-4, atol=1e-6), (arch, name)
+            assert h.std() > 1e-3 and torch.allclose(features, h, rtol=1e-4, atol=1e-5), (arch, name)
 
 
 def test_it_is_loaded_by_this_package(small, tmp_path):

@@ -35,6 +35,15 @@ def test_the_pilot_tried_what_the_studies_have():
             assert (cfg.train_images, cfg.epochs, cfg.batch_size, cfg.lr, cfg.method) in tried
 
 
+def test_runs_trained_again_were_recorded():
+    "The accuracies of the first CPU are those of the published runs."
+    again = pd.read_csv(PILOT.with_name("07_photos_again.csv"))
+    table = pd.read_csv(ROOT/"outputs"/"report"/"photos"/"tables"/"runs.csv")
+    published = table[table.study == "linear"].set_index(["data", "row", "seed"]).linear
+    keys = list(again[["data", "method", "seed"]].itertuples(index=False, name=None))
+    assert len({*keys}) == len(again) == 12 and published.loc[keys].tolist() == again.AVX512.tolist()
+
+
 def test_quality_is_measured_where_it_is_shown(tmp_path):
     "Notebooks of the rows that are judged beside accuracy measure it, those of other rows do not."
     measuring = {job.parameters["method"] for job in jobs("photos", tmp_path).values() if "quality" in job.parameters}

@@ -2900,6 +2900,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mixsupcon/report/tables.py'),
                                          'mixsupcon.report.tables.table_files': ( 'report/tables.html#table_files',
                                                                                   'mixsupcon/report/tables.py'),
+                                         'mixsupcon.report.tables.unfinished_sentence': ( 'report/tables.html#unfinished_sentence',
+                                                                                          'mixsupcon/report/tables.py'),
                                          'mixsupcon.report.tables.unique_names': ( 'report/tables.html#unique_names',
                                                                                    'mixsupcon/report/tables.py'),
                                          'mixsupcon.report.tables.with_numbers': ( 'report/tables.html#with_numbers',

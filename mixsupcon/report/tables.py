@@ -7,10 +7,10 @@ __all__ = ['np', 'pd', 'MOVED', 'ELSEWHERE', 'NUMBERS', 'COSTS', 'COLUMNS', 'MOR
            'COST', 'FAITHFUL', 'LATEX', 'run_rows', 'run_table', 'probe_row', 'probe_table', 'embedding_table',
            'protocol_roles', 'numbers_of', 'with_numbers', 'runs_to_measure', 'paired_differences', 'compare_row',
            'study_table', 'spread', 'signed', 'p_word', 'baseline_words', 'difference_word', 'words_of_row',
-           'study_words', 'best_cells', 'study_conclusion', 'mean_table', 'mean_words', 'feature_columns',
-           'feature_numbers', 'distinct_rows', 'recipe_key', 'settings_of', 'comparable', 'measured_beside',
-           'runs_by_recipe', 'published_table', 'Results', 'study_results', 'summary_results', 'results', 'slug',
-           'unique_names', 'table_files', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
+           'study_words', 'best_cells', 'study_conclusion', 'unfinished_sentence', 'mean_table', 'mean_words',
+           'feature_columns', 'feature_numbers', 'distinct_rows', 'recipe_key', 'settings_of', 'comparable',
+           'measured_beside', 'runs_by_recipe', 'published_table', 'Results', 'study_results', 'summary_results',
+           'results', 'slug', 'unique_names', 'table_files', 'as_latex', 'as_markdown', 'as_csv', 'write_tables']
 
 # %% ../../nbs/report/02_tables.ipynb #0fd0bec8
 import re
@@ -278,6 +278,12 @@ def study_conclusion(table: "pd.DataFrame", study: Any) -> str:
     said = conclusion(names, baseline_words(study, plural=True), tested.difference, tested.holm, seeds)
     return said + f" Less {COLUMNS[study.measure][0]} is better."*(study.measure in LESS_IS_BETTER)
 
+# %% ../../nbs/report/02_tables.ipynb #2907267f
+def unfinished_sentence(table: "pd.DataFrame") -> str:
+    "How many runs a study has so far, if some are missing: its tests were planned for all of them."
+    runs, planned = table.runs.sum(), table.planned.sum()
+    return "" if runs == planned else f"{runs} of {planned} runs count so far: what follows may change with the others."
+
 # %% ../../nbs/report/02_tables.ipynb #52cab6a9
 FEATURES = "silhouette", "knn5", "knn20", "train", "linear", "gap", "fed", "own head"
 COST = {
@@ -401,7 +407,7 @@ class Results(NamedTuple):
 def study_results(numbers: "pd.DataFrame", study: Any) -> tuple:
     "The table of a study, and its title, words and sentences."
     table = study_table(numbers, study)
-    sentences = study_conclusion(table, study), code_sentence(numbers)
+    sentences = unfinished_sentence(table), study_conclusion(table, study), code_sentence(numbers)
     return table, (study.title, study_words(table, study), " ".join(filter(None, sentences)))
 
 # %% ../../nbs/report/02_tables.ipynb #2d3f67a7

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mixsupcon.report.compare import compare
+
 REPORTS = sorted(path.parent for path in (Path(__file__).parents[1]/"outputs"/"report").glob("*/runs.tar.xz"))
 LINEAR = "linear", "linear.json", "accuracy"
 MEASURES = dict(   # study → column, record, metric
@@ -112,6 +114,35 @@ def test_tables_follow_from_the_records(report, study, recorded):
     for row in rows:
         if row["pairs"] != "0":
             assert float(row["holm"]) == pytest.approx(corrected[row["data"], row["row"]], rel=1e-4)
+
+
+OTHER = {   # study and measure → the row that each is compared with
+    ("mixing", "knn20"): BASES["mixing"],
+    ("comparison", "linear"): dict(genscl="mixsupcon", supclr_imix="mixsupcon", ce="ce + mixup"),
+    ("quality", "Brier"): dict.fromkeys(("simclr", "mixsupcon", "ce"), "supcon")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study, measure", OTHER)
+def test_rows_that_no_table_compares(study, measure):
+    "Other pairs and other measures: differences and both p values, from the table of runs."
+    photos, = [report for report in REPORTS if report.name == "photos"]
+    values, of_row = {}, OTHER[study, measure]
+    for run in table(photos, "runs"):
+        if run["study"] == study and run[measure]:
+            values.setdefault((run["data"], run["row"]), {})[run["seed"]] = float(run[measure])
+    differences = {(data, row): [value - values[data, of_row[row]][seed] for seed, value in part.items()]
+                   for (data, row), part in values.items() if row in of_row}
+    p = {key: sign_flip_p(d) for key, d in differences.items()}
+    answers = compare("photos", study, of_row, measure).set_index(["data", "row"])
+    assert {*answers.index} == {*p} and len(p) == 2*len(of_row)
+    factor, digits = (1, 3) if measure == "Brier" else (100, 1)
+    for key, said in answers.iterrows():
+        assert said["seeds"] == 9 and said["compared with"] == of_row[key[1]]
+        assert float(said["difference [95 %]"].split()[0]) == pytest.approx(
+            factor*statistics.mean(differences[key]), abs=.51*10**-digits)
+        assert float(said["p"]) == pytest.approx(p[key], abs=.00051)
+        assert float(said["p (Holm)"]) == pytest.approx(adjusted(p)[key], abs=.00051)
 
 
 ENCODERS = sorted((Path(__file__).parents[1]/"outputs"/"pretrained").glob("*/README.md"))

@@ -49,7 +49,8 @@ def run(words, where):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
 def test_python_runs_as_written(page, project_copy):
     "Top to bottom, in a project of its own."
-    shutil.copytree(ROOT/"outputs"/"pretrained", project_copy/"outputs"/"pretrained")
+    for committed in ("pretrained", "report"):
+        shutil.copytree(ROOT/"outputs"/committed, project_copy/"outputs"/committed)
     (project_copy/"page.py").write_text(python_of(page))   # in a file, where the source of own parts can be read
     run([*WARM, "page.py"], project_copy)
 

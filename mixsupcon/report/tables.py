@@ -172,9 +172,9 @@ COLUMNS |= {f"on {data}": (f"linear on {title} (last)", 100, 1) for data, title 
 
 # %% ../../nbs/report/02_tables.ipynb #9c86a67a
 def paired_differences(part: "pd.DataFrame", base: "pd.DataFrame", measure: str = "linear") -> "np.ndarray":
-    "The differences in per cent of a row's runs from the baseline's of the same seed."
+    "The differences of a row's runs from the baseline's of the same seed, in the unit of the measure's column."
     both = part.set_index("seed")[measure].to_frame("a").join(base.set_index("seed")[measure].rename("b")).dropna()
-    return 100*(both.a - both.b).to_numpy()
+    return COLUMNS[measure][1]*(both.a - both.b).to_numpy()
 
 # %% ../../nbs/report/02_tables.ipynb #d2374c00
 def compare_row(part: "pd.DataFrame", base: "pd.DataFrame | None", study: Any) -> dict:
@@ -205,9 +205,9 @@ def spread(mean: float, std: float, digits: int = 1) -> str:
         return "–"
     return f"{mean:,.{digits}f}" + ("" if np.isnan(std) or not digits else f" ± {std:.{digits}f}")
 
-def signed(difference: float) -> str:
+def signed(difference: float, digits: int = 1) -> str:
     "A difference with its sign; nothing has no minus."
-    return f"{round(difference, 1) + 0:+.1f}"
+    return f"{round(difference, digits) + 0:+.{digits}f}"
 
 def p_word(p: float) -> str:
     "`.012` or `< .001`."
@@ -222,13 +222,14 @@ def baseline_words(study: Any, plural: bool = False) -> str:
         return study.baseline
     return "their bases" if plural else "its base"
 
-def difference_word(row: dict) -> str:
+def difference_word(row: dict, digits: int = 1) -> str:
     "`-0.8 [-2.0, +0.2]`, of one pair without an interval, or nothing for a baseline."
     if np.isnan(row["difference"]):
         return "–"
     if np.isnan(row["low"]):
-        return signed(row["difference"])
-    return f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]"
+        return signed(row["difference"], digits)
+    difference, low, high = (signed(row[name], digits) for name in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
 
 # %% ../../nbs/report/02_tables.ipynb #8d4e09c8
 def words_of_row(row: dict, study: Any, p_title: str = "p (Holm)") -> dict:
@@ -237,7 +238,7 @@ def words_of_row(row: dict, study: Any, p_title: str = "p (Holm)") -> dict:
              for name in (study.measure, *study.shows)}
     measure, *others = means
     words = {"data": row["data"], "row": row["row"], measure: means[measure]}
-    words[f"difference from {baseline_words(study)} [95 %]"] = difference_word(row)
+    words[f"difference from {baseline_words(study)} [95 %]"] = difference_word(row, COLUMNS[study.measure][2])
     words[p_title] = p_word(row["holm"])
     words |= {title: means[title] for title in others}
     words["seeds"] = str(row["runs"]) if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']}"

@@ -9,7 +9,7 @@ The public names are imported when they are first used, so that `import mixsupco
 """
 import importlib
 
-__version__ = "0.7.2"
+__version__ = "0.7.3"
 
 _PUBLIC = dict(
     # an experiment

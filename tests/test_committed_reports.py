@@ -15,6 +15,7 @@ REPORTS = sorted(path.parent for path in (Path(__file__).parents[1]/"outputs"/"r
 LINEAR = "linear", "linear.json", "accuracy"
 MEASURES = dict(   # study → column, record, metric
     linear=LINEAR, comparison=LINEAR, mixers=LINEAR, switches=LINEAR, supclr=LINEAR, mixing=LINEAR,
+    imix=LINEAR, unmix=LINEAR,
     quality=("calibration error", "quality.json", "calibration_error"),
     corrupted=("corrupted", "quality.json", "corrupted_accuracy"),
     labels=("noisy labels", "quality.json", "accuracy_wrong_0.4"))
@@ -33,7 +34,10 @@ def whole(report):
 
 
 ROWS = dict.fromkeys(MEASURES, 5) | dict(supclr=3)   # how many a table has at least
-BASES = dict(mixing={"supcon + mixup": "supcon", "mixsupcon": "mixsupcon, unmixed"})   # where there are several
+BASES = dict(   # where there are several
+    mixing={"supcon + mixup": "supcon", "mixsupcon": "mixsupcon, unmixed"},
+    imix={f"{base}_imix": base for base in ("npair", "moco", "mocon", "byol")},
+    unmix={f"{base}_unmix": base for base in ("simclr", "moco", "moco_sym", "byol", "wmse2", "wmse4")})
 WHOLE = [pytest.param(report, study, id=f"{report.name}-{study}") for report in REPORTS for study in whole(report)]
 
 

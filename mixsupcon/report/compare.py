@@ -21,7 +21,7 @@ def published_runs(report: Path, name: str) -> "pd.DataFrame":
     "The runs of a study whose numbers count in a published report, a row each."
     path = report/"tables"/"runs.csv"
     if not path.exists():
-        raise RunError(f"no report in {show_path(report)}: make report writes one, make paper with its runs")
+        raise RunError(f"no report in {show_path(report)}: make paper trains its runs and writes it")
     runs = pd.read_csv(path)
     choose(dict.fromkeys(runs.study), name, "study of this report")
     return counted(runs[runs.study == name])
